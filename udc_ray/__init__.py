@@ -1,0 +1,1 @@
+"""How far can an image-restoration model be trusted?"""

@@ -1,0 +1,1 @@
+"""Images: data sets, domains, and the under-display camera simulator."""

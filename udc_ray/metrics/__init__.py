@@ -1,0 +1,1 @@
+"""Image metrics by protocol, and statistics."""

@@ -1,0 +1,69 @@
+"""Restorers: degraded image in, restored image out, in the canonical domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptor:
+    """What is known of a restorer.
+
+    Attributes:
+        name: name in reports.
+        parameters: number of trainable values.
+        channels: 3 for RGB, 4 for raw planes.
+        size_multiple: sides are padded to this inside the restorer.
+        domain: ``any``, or the canonical domain that it was trained in.
+        global_statistics: whether the output at a pixel depends on the whole image (no tiling).
+        source: where the weights come from.
+        licence: licence of the weights.
+        sha256: of the weights file, or None.
+    """
+
+    name: str
+    parameters: int
+    channels: int = 3
+    size_multiple: int = 1
+    domain: Literal["any", "srgb", "tonemapped"] = "any"
+    global_statistics: bool = True
+    source: str = ""
+    licence: str = ""
+    sha256: str | None = None
+
+
+class Restorer(Protocol):
+    """f. Padding, domain change, second inputs and output selection are inside.
+
+    A call takes B x C x H x W float32 in [0, 1] and returns the same shape, unclamped and
+    differentiable.
+    """
+
+    descriptor: Descriptor
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Restore a batch."""
+        ...
+
+    def to(self, device: str) -> Restorer:
+        """Move to a device."""
+        ...
+
+
+class ModuleRestorer:
+    """A restorer made of an nn.Module that already speaks the canonical domain."""
+
+    def __init__(self, module: nn.Module, descriptor: Descriptor) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.descriptor = descriptor
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        result: Tensor = self.module(x_BCHW)
+        return result
+
+    def to(self, device: str) -> ModuleRestorer:
+        self.module.to(device)
+        return self

@@ -1,0 +1,1 @@
+"""Defences in front of a restorer."""

@@ -1,0 +1,18 @@
+"""Every purifier by name."""
+
+from __future__ import annotations
+
+from udc_ray.purifiers.base import Purifier
+from udc_ray.registry import Registry
+
+PURIFIERS: Registry[Purifier] = Registry(
+    "defence",
+    {
+        "identity": "udc_ray.purifiers.simple:Identity",
+        "jpeg": "udc_ray.purifiers.simple:Jpeg",
+        "median": "udc_ray.purifiers.simple:Median",
+        "gaussian-noise": "udc_ray.purifiers.simple:GaussianNoise",
+        "ddpm": "udc_ray.purifiers.diffusion:DDPM",
+        "ddim": "udc_ray.purifiers.diffusion:DDIM",
+    },
+)

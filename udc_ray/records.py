@@ -1,0 +1,97 @@
+"""Results: one record per cell, image, restart and purification sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_STRINGS = ["run_fingerprint", "cell", "label", "model", "data", "image_id", "attack", "norm", "defense", "grad_mode", "objective", "protocol", "stop_reason", "host", "error"]
+_INTEGERS = ["budget", "eot", "sample", "restart", "seed", "queries", "queries_harness", "queries_reexecuted", "grad_evals", "nfe", "retries"]
+_BOOLEANS = ["success"]
+
+VOLATILE = ("seconds", "host", "retries", "queries_reexecuted")
+"""Columns that may differ between two executions of the same run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One row of ``results.parquet``; the design's section 4.6 defines every column.
+
+    Unknown is None, never 0.
+    """
+
+    run_fingerprint: str
+    cell: str
+    label: str
+    model: str
+    data: str
+    image_id: str
+    attack: str
+    norm: str
+    eps: float | None
+    budget: int | None
+    defense: str
+    grad_mode: str
+    eot: int
+    sample: int
+    restart: int
+    seed: int
+    objective: str
+    protocol: str
+    psnr_degraded: float | None = None
+    psnr_clean: float | None = None
+    psnr_noise: float | None = None
+    psnr_adv: float | None = None
+    ssim_clean: float | None = None
+    ssim_adv: float | None = None
+    lpips_clean: float | None = None
+    lpips_adv: float | None = None
+    score_clean: float | None = None
+    score_noise: float | None = None
+    score_adv: float | None = None
+    linf: float | None = None
+    l2: float | None = None
+    queries: int | None = None
+    queries_harness: int | None = None
+    queries_reexecuted: int | None = None
+    grad_evals: int | None = None
+    nfe: int | None = None
+    success: bool | None = None
+    stop_reason: str = "error"
+    seconds: float | None = None
+    host: str = ""
+    retries: int = 0
+    error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What makes a record done: (cell, image, restart, sample)."""
+        return (self.cell, self.image_id, self.restart, self.sample)
+
+
+def _arrow_type(column: str) -> pa.DataType:
+    if column in _STRINGS:
+        return pa.string()
+    if column in _INTEGERS:
+        return pa.int64()
+    return pa.bool_() if column in _BOOLEANS else pa.float64()
+
+
+SCHEMA = pa.schema([(f.name, _arrow_type(f.name)) for f in fields(Record)])
+
+
+def to_table(records: Iterable[Record]) -> pa.Table:
+    """Records as an Arrow table."""
+    return pa.Table.from_pylist([asdict(r) for r in records], schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Record]:
+    """Records of an Arrow table; columns that this version does not know are left out."""
+    known = {f.name for f in fields(Record)}
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [Record(**{name: value for name, value in row.items() if name in known}) for row in rows]

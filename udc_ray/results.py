@@ -1,0 +1,36 @@
+"""What a host sends back for a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udc_ray.records import Record
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial:
+    """One attacked image, as it is kept under artifacts/."""
+
+    cell: str
+    image_id: str
+    restart: int
+    x: Floats
+    """Untouched input, C x H x W."""
+    x_adv: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """Records, attacked images, and the curves of query attacks."""
+
+    records: list[Record]
+    images: list[Adversarial] = field(default_factory=list)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """``cell/image/restart`` to (queries asked, best score)."""
+    executed: dict[str, int] = field(default_factory=dict)
+    """Forward passes really executed, by purpose."""

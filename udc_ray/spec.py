@@ -1,0 +1,102 @@
+"""The spec of a run: one frozen value from the command line to the report."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from udc_ray.errors import SpecError, did_you_mean
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Entry(_Frozen):
+    """A registry name and its parameters: ``pgd`` or ``{name: pgd, steps: 10}`` in YAML."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    grad_mode: tuple[str, ...] | None = None
+    """Gradient modes of a defence, or the modes to which an attack is confined."""
+
+
+def _read_entry(value: object) -> object:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "params" not in value:
+        if "name" not in value:
+            raise ValueError("an entry is a name, or a mapping with a 'name'")
+        modes = value.get("grad_mode")
+        rest = {k: v for k, v in value.items() if k not in {"name", "grad_mode"}}
+        return {
+            "name": value["name"],
+            "params": rest,
+            "grad_mode": (modes,) if isinstance(modes, str) else modes,
+        }
+    return value
+
+
+AnyEntry = Annotated[Entry, BeforeValidator(_read_entry)]
+
+
+class Success(_Frozen):
+    """When an image counts as harmed."""
+
+    drop_db: float = Field(default=3.0, gt=0)
+    """PSNR drop in dB from the victim's own clean output quality."""
+    psnr_below: float | None = None
+    """Absolute PSNR level in dB, in place of the drop; needed without reference images."""
+
+
+class RunSettings(_Frozen):
+    """How the run is executed; only `micro_batch` and `threads` are in the fingerprint."""
+
+    micro_batch: int | Literal["auto"] = 4
+    """Images per forward pass; every pass has exactly this many slots."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of a host."""
+    hosts: int = Field(default=2, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
+    """Images per unit of work; the micro-batch unless given."""
+    save: Literal["all", "best", "none"] = "best"
+    """Which attacked images are kept."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class RunSpec(_Frozen):
+    """All that decides the numbers of a run, and how to get them."""
+
+    model: AnyEntry = Entry(name="default")
+    data: AnyEntry = Entry(name="shipped")
+    attacks: tuple[AnyEntry, ...]
+    defenses: tuple[AnyEntry, ...] = (Entry(name="none"),)
+    objective: str = "mse"
+    protocol: str = "strict"
+    success: Success = Success()
+    seed: int = 0
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many images, picked by a keyed rule."""
+    checks: tuple[str, ...] = ()
+    """Checks that are made on request only: ``budget`` (15) and ``unbounded`` (18)."""
+    run: RunSettings = RunSettings()
+
+
+def parse_spec(values: dict[str, Any]) -> RunSpec:
+    """Validate a mapping, as read from YAML; mistakes become one user error."""
+    for key in values:
+        if key not in RunSpec.model_fields:
+            raise SpecError(f"unknown key {key!r} in the spec", change=did_you_mean(key, RunSpec.model_fields))
+    try:
+        return RunSpec(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SpecError(f"spec: {where}: {first['msg']}", f"given: {first['input']!r}", "see the README") from error
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces; the text that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

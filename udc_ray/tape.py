@@ -1,0 +1,63 @@
+"""The keyed noise of a victim: who draws, for which images, at which step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udc_ray import rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tape:
+    """Noise for a batch of images, each row keyed by its own image id.
+
+    A stream is one of ``attack | select | eval | certify | control``, with the attack's or
+    purifier's own name and parameters added by whoever draws; never the model, the defence's
+    place in the spec, or the fingerprint.
+    """
+
+    seed: int
+    image_ids: tuple[str, ...]
+    stream: str
+    restart: int = 0
+    sample: int = 0
+    step: int = 0
+
+    def at(self, *, step: int | None = None, sample: int | None = None, stream: str | None = None) -> Tape:
+        """The same tape at another step, sample or stream."""
+        return replace(
+            self,
+            step=self.step if step is None else step,
+            sample=self.sample if sample is None else sample,
+            stream=self.stream if stream is None else stream,
+        )
+
+    def generators(self, name: str) -> list[np.random.Generator]:
+        """One generator per image, for the drawer called `name`."""
+        stream = f"{self.stream}/{name}"
+        return [
+            rng.generator(self.seed, i, stream, restart=self.restart, sample=self.sample, step=self.step)
+            for i in self.image_ids
+        ]
+
+
+def normal_like(generators: list[np.random.Generator], x_BCHW: Tensor) -> Tensor:
+    """Standard normal noise of the shape of `x_BCHW`, row b from generator b."""
+    rows = [rng.normal(g, *x_BCHW.shape[1:]) for g in generators]
+    return torch.stack(rows).to(x_BCHW.device, x_BCHW.dtype)
+
+
+def signs_like(generators: list[np.random.Generator], x_BCHW: Tensor) -> Tensor:
+    """Independent signs of the shape of `x_BCHW`, row b from generator b."""
+    rows = [rng.signs(g, *x_BCHW.shape[1:]) for g in generators]
+    return torch.stack(rows).to(x_BCHW.device, x_BCHW.dtype)
+
+
+def uniform_like(generators: list[np.random.Generator], x_BCHW: Tensor) -> Tensor:
+    """Uniform noise in [-1, 1) of the shape of `x_BCHW`, row b from generator b."""
+    rows = [rng.uniform(g, -1.0, 1.0, *x_BCHW.shape[1:]) for g in generators]
+    return torch.stack(rows).to(x_BCHW.device, x_BCHW.dtype)
