@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from udc_ray.attacks.base import Attack
+from udc_ray.attacks.objectives import get_objective
+from udc_ray.attacks.query import QueryAttack
 from udc_ray.attacks.registry import ATTACKS
-from udc_ray.errors import SpecError
+from udc_ray.errors import SpecError, did_you_mean
+from udc_ray.labels import describe_eps as describe_eps  # others import it from here
+from udc_ray.labels import distinguish
 from udc_ray.purifiers.base import Purifier
 from udc_ray.purifiers.registry import PURIFIERS
 from udc_ray.spec import Entry, RunSpec, canonical_json
 
 RecordKey = tuple[str, str, int, int]
+GRAD_MODES = ("full", "blind", "bpda")
+"""Ways in which an attack can meet a defence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,8 @@ class AttackEntry:
     name: str
     attack: Attack
     grad_modes: tuple[str, ...] | None
+    smaller_budgets: tuple[int, ...] = ()
+    """Budgets of entries that differ in nothing else; they are read from the curve of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,8 @@ class Cell:
     """Index into `Plan.attacks`."""
     defence: int
     """Index into `Plan.defences`."""
+    defence_label: str
+    """Name of the defence, with the parameters that tell it from others of the same name."""
     grad_mode: str
 
 
@@ -119,15 +129,26 @@ class Plan:
 def read_attack(entry: Entry) -> AttackEntry:
     """Build the attack of a spec entry."""
     attack = ATTACKS.get(entry.name).build("attack", entry.params)
+    if attack.objective is not None:
+        get_objective(attack.objective)
+    for mode in entry.grad_mode or ():
+        if mode not in GRAD_MODES:
+            raise SpecError(f"attack {entry.name!r}: unknown grad_mode {mode!r}", change=did_you_mean(mode, GRAD_MODES))
     return AttackEntry(name=entry.name, attack=attack, grad_modes=entry.grad_mode)
 
 
 def read_defence(entry: Entry) -> Defence:
     """Build the defence of a spec entry; ``none`` is the undefended model."""
     if entry.name == "none":
+        if entry.params or entry.grad_mode not in (None, ("full",)):
+            raise SpecError(
+                "defence 'none' takes no parameters",
+                "it is the undefended model, attacked in grad_mode 'full'",
+                "write just: none",
+            )
         return Defence(name="none", purifier=None, grad_modes=("full",))
     purifier = PURIFIERS.get(entry.name).build("defence", entry.params)
-    modes = entry.grad_mode or ("blind",)
+    modes = tuple(dict.fromkeys(entry.grad_mode or ("blind",)))
     for mode in modes:
         if mode != "blind" and mode not in purifier.grad_modes:
             known = ", ".join(["blind", *sorted(purifier.grad_modes)])
@@ -142,45 +163,83 @@ def make_plan(spec: RunSpec, model_and_data: str) -> Plan:
         spec: the run.
         model_and_data: hash of the model, the data and what else decides numbers.
     """
-    attacks = tuple(read_attack(e) for e in spec.attacks)
+    attacks = _merge_budgets([read_attack(e) for e in spec.attacks])
     defences = tuple(read_defence(e) for e in spec.defenses)
     _refuse_repeats(attacks, defences)
     if any(d.purifier is not None for d in defences) and all(d.purifier is not None for d in defences):
         defences = (*defences, Defence(name="none", purifier=None, grad_modes=("full",)))
+    attack_labels, defence_labels = _attack_labels(attacks), _defence_labels(defences)
     cells = tuple(
-        _cell(a, attack, d, defence, mode, model_and_data)
+        Cell(
+            id=_cell_id(attack, defence, mode, model_and_data),
+            label=f"{attack_labels[a]} | {defence_labels[d]}{f' {mode}' if defence.purifier else ''}",
+            defence_label=defence_labels[d],
+            attack=a,
+            defence=d,
+            grad_mode=mode,
+        )
         for a, attack in enumerate(attacks)
         for d, defence in enumerate(defences)
         for mode in _modes(attack, defence)
     )
+    if not cells:
+        raise SpecError(
+            "the spec leaves nothing to do",
+            "no attacks, no defences, or no grad_mode that attacks and defences share",
+            "name at least one attack and one defence, 'none' among them",
+        )
     return Plan(attacks=attacks, defences=defences, cells=cells)
 
 
 def _modes(entry: AttackEntry, defence: Defence) -> tuple[str, ...]:
-    if defence.purifier is None:
-        return ("full",)
-    allowed = ("blind",) if entry.attack.kind != "gradient" else defence.grad_modes
+    undefended, gradient = defence.purifier is None, entry.attack.kind == "gradient"
+    allowed = defence.grad_modes if undefended or gradient else ("blind",)
     return tuple(m for m in defence.grad_modes if m in allowed and (entry.grad_modes is None or m in entry.grad_modes))
 
 
-def _cell(a: int, entry: AttackEntry, d: int, defence: Defence, mode: str, model_and_data: str) -> Cell:
-    identity = defence.purifier.identity() if defence.purifier is not None else "none"
-    text = canonical_json([model_and_data, entry.attack.identity(), identity, mode])
-    size = "" if entry.attack.eps is None else f" {entry.attack.norm} {describe_eps(entry.attack.eps)}"
-    shield = "none" if defence.purifier is None else f"{defence.name} {mode}"
-    return Cell(
-        id=hashlib.sha256(text.encode()).hexdigest()[:16],
-        label=f"{entry.name}{size} | {shield}",
-        attack=a,
-        defence=d,
-        grad_mode=mode,
-    )
+def _cell_id(entry: AttackEntry, defence: Defence, mode: str, model_and_data: str) -> str:
+    identity, weights = "none", {}
+    if defence.purifier is not None:
+        identity, weights = defence.purifier.identity(), defence.purifier.weight_hashes()
+    text = canonical_json([model_and_data, entry.attack.identity(), identity, weights, mode])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def describe_eps(eps: float) -> str:
-    """Write a radius as n/255 where it is one."""
-    scaled = eps * 255
-    return f"{round(scaled)}/255" if abs(scaled - round(scaled)) < 1e-6 and eps <= 1 else f"{eps:g}"
+def _attack_labels(attacks: tuple[AttackEntry, ...]) -> list[str]:
+    names = [
+        a.name if a.attack.eps is None else f"{a.name} {a.attack.norm} {describe_eps(a.attack.eps)}" for a in attacks
+    ]
+    return distinguish(names, [a.attack for a in attacks])
+
+
+def _defence_labels(defences: tuple[Defence, ...]) -> list[str]:
+    return distinguish([d.name for d in defences], [d.purifier for d in defences])
+
+
+def _merge_budgets(entries: list[AttackEntry]) -> tuple[AttackEntry, ...]:
+    """Entries that differ in their budget only run once, at the largest."""
+    merged: list[AttackEntry] = []
+    for entry in entries:
+        rival = next((m for m in merged if _differ_in_budget_only(m, entry)), None)
+        if rival is None:
+            merged.append(entry)
+            continue
+        small, large = sorted((rival, entry), key=_budget)
+        known = {*rival.smaller_budgets, _budget(small)}
+        merged[merged.index(rival)] = replace(large, smaller_budgets=tuple(sorted(known)))
+    return tuple(merged)
+
+
+def _differ_in_budget_only(one: AttackEntry, other: AttackEntry) -> bool:
+    if not (isinstance(one.attack, QueryAttack) and isinstance(other.attack, QueryAttack)):
+        return False
+    leveled = one.attack.model_copy(update={"budget": other.attack.budget})
+    same = (one.name, one.grad_modes, leveled) == (other.name, other.grad_modes, other.attack)
+    return same and _budget(other) not in (_budget(one), *one.smaller_budgets)
+
+
+def _budget(entry: AttackEntry) -> int:
+    return entry.attack.budget if isinstance(entry.attack, QueryAttack) else 0
 
 
 def _refuse_repeats(attacks: tuple[AttackEntry, ...], defences: tuple[Defence, ...]) -> None:
@@ -190,6 +249,6 @@ def _refuse_repeats(attacks: tuple[AttackEntry, ...], defences: tuple[Defence, .
         if names.count(name) > 1:
             raise SpecError(
                 f"{name} is given twice",
-                "two entries are equal, or differ in their budget only",
-                "keep one; for several budgets keep the largest, its curve holds the smaller ones",
+                "two entries are equal, or differ in nothing that makes another attack or defence",
+                "keep one of them",
             )

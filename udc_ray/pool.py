@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
+from udc_ray.errors import Interrupted
+from udc_ray.host import Host
 from udc_ray.plan import Unit
+from udc_ray.probe import Resolved
 from udc_ray.results import UnitResult
+from udc_ray.views import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +33,65 @@ class Outcome:
 class WorkPool(Protocol):
     """Runs units anywhere, in any order; a bounded number is in flight."""
 
+    def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
+        """Probe what must be known of the hosts before the run."""
+        ...
+
+    def configure(self, resolved: Resolved) -> None:
+        """Make every host work as was resolved."""
+        ...
+
     def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it ends; a failed unit yields its error."""
         ...
 
+    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
+        """Pictures of one image in one cell, for the report."""
+        ...
+
     def describe(self) -> dict[str, object]:
-        """Devices, threads, versions and probes of the hosts, for environment.json."""
+        """Devices and threads of the hosts, for environment.json."""
         ...
 
     def close(self) -> None:
         """Let go of the hosts."""
         ...
+
+
+class InProcessPool:
+    """One host in this process: the reference that every other pool must equal."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
+        """See `WorkPool`."""
+        return self.host.resolve(shapes)
+
+    def configure(self, resolved: Resolved) -> None:
+        """See `WorkPool`."""
+        self.host.configure(resolved)
+
+    def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+        """Run one unit after the other."""
+        for unit in units:
+            started = time.monotonic()
+            try:
+                result, error = self.host.run(unit), None
+            except Interrupted:
+                raise
+            except Exception as failure:  # a unit that fails is recorded and skipped, whatever failed in it
+                result, error = None, f"{type(failure).__name__}: {failure}"
+            seconds = time.monotonic() - started
+            yield Outcome(unit=unit, result=result, error=error, host=self.host.name, seconds=seconds)
+
+    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
+        """See `WorkPool`."""
+        return self.host.view(cell, image_id, x_adv_CHW)
+
+    def describe(self) -> dict[str, object]:
+        """See `WorkPool`."""
+        return {self.host.name: self.host.describe()}
+
+    def close(self) -> None:
+        """See `WorkPool`."""

@@ -10,8 +10,36 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
-_STRINGS = ["run_fingerprint", "cell", "label", "model", "data", "image_id", "attack", "norm", "defense", "grad_mode", "objective", "protocol", "stop_reason", "host", "error"]
-_INTEGERS = ["budget", "eot", "sample", "restart", "seed", "queries", "queries_harness", "queries_reexecuted", "grad_evals", "nfe", "retries"]
+_STRINGS = [
+    "run_fingerprint",
+    "cell",
+    "label",
+    "model",
+    "data",
+    "image_id",
+    "attack",
+    "norm",
+    "defense",
+    "grad_mode",
+    "objective",
+    "protocol",
+    "stop_reason",
+    "host",
+    "error",
+]
+_INTEGERS = [
+    "budget",
+    "eot",
+    "sample",
+    "restart",
+    "seed",
+    "queries",
+    "queries_harness",
+    "queries_reexecuted",
+    "grad_evals",
+    "nfe",
+    "retries",
+]
 _BOOLEANS = ["success"]
 
 VOLATILE = ("seconds", "host", "retries", "queries_reexecuted")

@@ -43,6 +43,8 @@ class Registry(Generic[T]):
         module, _, attribute = target.partition(":")
         try:
             loaded: Any = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise SpecError(f"{self.kind} {name!r} cannot be loaded: {error}", "a wrong path or name") from error
+        except Exception as error:  # importing runs the user's own code, which may raise anything
+            raise SpecError(
+                f"{self.kind} {name!r} cannot be loaded: {type(error).__name__}: {error}", "a wrong path or name"
+            ) from error
         return loaded  # type: ignore[no-any-return]  # what the target names is for the contract tests to judge

@@ -54,7 +54,7 @@ class Success(_Frozen):
 class RunSettings(_Frozen):
     """How the run is executed; only `micro_batch` and `threads` are in the fingerprint."""
 
-    micro_batch: int | Literal["auto"] = 4
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
     """Images per forward pass; every pass has exactly this many slots."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of a host."""
@@ -84,6 +84,9 @@ class RunSpec(_Frozen):
     run: RunSettings = RunSettings()
 
 
+_NESTED: dict[str, type[BaseModel]] = {"run": RunSettings, "success": Success}
+
+
 def parse_spec(values: dict[str, Any]) -> RunSpec:
     """Validate a mapping, as read from YAML; mistakes become one user error."""
     for key in values:
@@ -94,6 +97,10 @@ def parse_spec(values: dict[str, Any]) -> RunSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden" and first["loc"][0] in _NESTED:
+            section, key = str(first["loc"][0]), str(first["loc"][-1])
+            change = did_you_mean(key, _NESTED[section].model_fields)
+            raise SpecError(f"unknown key {key!r} in {section!r} of the spec", change=change) from error
         raise SpecError(f"spec: {where}: {first['msg']}", f"given: {first['input']!r}", "see the README") from error
 
 

@@ -54,7 +54,7 @@ class QueryAttack(Attack):
     """An attack that needs answers only."""
 
     kind: ClassVar[Literal["control", "gradient", "query"]] = "query"
-    not_identity: ClassVar[frozenset[str]] = frozenset({"budget", "stop"})
+    not_identity: ClassVar[frozenset[str]] = frozenset({"budget"})
 
     budget: int = Field(default=1000, ge=1)
     """Queries allowed per image and restart; never exceeded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,7 +14,8 @@ Depth = Literal["float", 8]
 
 def l2_norm(delta_BCHW: Tensor) -> Tensor:
     """Euclidean norm over C*H*W, per image, computed in float64."""
-    return delta_BCHW.double().flatten(1).norm(dim=1)
+    norm_B: Tensor = torch.linalg.vector_norm(delta_BCHW.double().flatten(1), dim=1)
+    return norm_B
 
 
 def linf_norm(delta_BCHW: Tensor) -> Tensor:
@@ -23,11 +24,16 @@ def linf_norm(delta_BCHW: Tensor) -> Tensor:
 
 
 def to_8bit(candidate_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
-    """Round onto the 8-bit grid, towards the clean pixel, so that no norm grows."""
-    scaled = candidate_BCHW.double() * 255
-    down, up = torch.floor(scaled + 1e-4), torch.ceil(scaled - 1e-4)
-    rounded = torch.where(candidate_BCHW >= clean_BCHW, down, up) / 255
-    return rounded.clamp(0, 1).to(candidate_BCHW.dtype)
+    """Round onto the 8-bit grid, towards the clean pixel, so that no norm grows.
+
+    A pixel with no grid value between its clean value and the candidate keeps its clean value
+    (that happens only where the clean image is off the grid).
+    """
+    scaled, clean = candidate_BCHW.double() * 255, clean_BCHW.double()
+    upwards = candidate_BCHW >= clean_BCHW
+    rounded = torch.where(upwards, torch.floor(scaled + 1e-4), torch.ceil(scaled - 1e-4)) / 255
+    passed = torch.where(upwards, clean - rounded, rounded - clean) > 1e-6
+    return torch.where(passed, clean, rounded).clamp(0, 1).to(candidate_BCHW.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,21 @@ class Threat:
     eps: float | None
     depth: Depth = "float"
 
+    @property
+    def continuous(self) -> Threat:
+        """The same ball and box without rounding; where an iterate lives between its steps."""
+        return replace(self, depth="float")
+
     def project(self, candidate_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
-        """Nearest image inside ball and box, at the storage depth."""
+        """An image inside ball and box, at the storage depth: onto the ball, then the box, then the grid."""
         delta = candidate_BCHW - clean_BCHW
         if self.eps is not None and self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         elif self.eps is not None:
             norm = l2_norm(delta).clamp(min=1e-12).to(delta.dtype)
             delta = delta * (self.eps * (1 - 1e-7) / norm).clamp(max=1.0)[:, None, None, None]
-        inside = (clean_BCHW + delta).clamp(0, 1)
-        return inside if self.depth == "float" else to_8bit(inside, clean_BCHW)
+        return self.store((clean_BCHW + delta).clamp(0, 1), clean_BCHW)
+
+    def store(self, inside_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
+        """An image that is inside ball and box already, at the storage depth."""
+        return inside_BCHW if self.depth == "float" else to_8bit(inside_BCHW, clean_BCHW)

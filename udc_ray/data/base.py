@@ -31,11 +31,16 @@ class Dataset(Protocol):
         has_truth: False with ``--no-reference``.
     """
 
-    name: str
-    image_ids: tuple[str, ...]
-    channels: int
-    domain: Domain
-    has_truth: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def image_ids(self) -> tuple[str, ...]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def domain(self) -> Domain: ...
+    @property
+    def has_truth(self) -> bool: ...
 
     def load(self, image_id: str) -> Sample:
         """Read one image."""

@@ -44,12 +44,15 @@ def inverse_tonemap(image: Tensor) -> Tensor:
     return TONEMAP_KNEE * y / (1 - y)
 
 
+def _copy(image: Tensor) -> Tensor:
+    return image.clone()
+
+
 def encode(linear: Tensor, domain: Domain) -> Tensor:
     """Take linear light into a canonical domain."""
-    return {"srgb": linear_to_srgb, "tonemapped": tonemap, "linear": torch.clone}[domain](linear)
+    return {"srgb": linear_to_srgb, "tonemapped": tonemap, "linear": _copy}[domain](linear)
 
 
 def decode(image: Tensor, domain: Domain) -> Tensor:
     """Take an image of a canonical domain back to linear light."""
-    table = {"srgb": srgb_to_linear, "tonemapped": inverse_tonemap, "linear": torch.clone}
-    return table[domain](image)
+    return {"srgb": srgb_to_linear, "tonemapped": inverse_tonemap, "linear": _copy}[domain](image)

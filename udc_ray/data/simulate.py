@@ -67,9 +67,12 @@ def _kernel(display: Display) -> Tensor:
 def load_psf(path: Path) -> Tensor:
     """Read a user's PSF (.npy, K x K or K x K x 3, K odd) and normalise each channel to sum 1."""
     try:
-        values = np.load(path, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read the PSF {path}: {error}", "not a .npy file of numbers") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
+        raise DataError(f"cannot read the PSF {path}: it holds no single array of numbers", change="save it as .npy")
+    values = values.astype(np.float32)
     if values.ndim == 2:
         values = np.repeat(values[..., None], 3, axis=2)
     if values.ndim != 3 or values.shape[2] != 3 or values.shape[0] % 2 == 0 or values.shape[1] % 2 == 0:
@@ -92,8 +95,10 @@ def get_display(name: str) -> Display:
     if name in displays:
         return displays[name]
     if name.endswith(".npy"):
-        base = displays["toled"].model_dump() | {"layout": None, "psf": str(Path(name).resolve()), "name": name}
-        return Display(**base)
+        path = Path(name).expanduser().resolve()
+        load_psf(path)  # a file that cannot be used is refused now, not by the first image
+        # Known by its stem, as the name keys the noise, which must not depend on where the file lies.
+        return Display(**displays["toled"].model_dump() | {"layout": None, "psf": str(path), "name": path.stem})
     raise DataError(f"unknown display {name!r}", change=did_you_mean(name, [*displays, "PATH.npy"]))
 
 
@@ -103,7 +108,7 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(image[None].double(), (rx, rx, ry, ry), mode="replicate")[0]
     size = [padded.shape[1] + kernel.shape[1] - 1, padded.shape[2] + kernel.shape[2] - 1]
     spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernel.double(), s=size)
-    full = torch.fft.irfft2(spectrum, s=size)
+    full: Tensor = torch.fft.irfft2(spectrum, s=size)
     height, width = image.shape[1:]
     return full[:, 2 * ry : 2 * ry + height, 2 * rx : 2 * rx + width].to(image.dtype)
 

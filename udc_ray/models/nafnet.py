@@ -24,7 +24,8 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         last = x_BCHW.permute(0, 2, 3, 1)
-        return F.layer_norm(last, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+        normed: Tensor = F.layer_norm(last, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+        return normed
 
 
 def simple_gate(x_BCHW: Tensor) -> Tensor:
@@ -106,4 +107,5 @@ class NAFNet(nn.Module):
         h = self.middle_blks(h)
         for up, decoder, skip in zip(self.ups, self.decoders, reversed(skips), strict=True):
             h = decoder(up(h) + skip)
-        return (self.ending(h) + x_BCHW)[..., :height, :width]
+        restored: Tensor = (self.ending(h) + x_BCHW)[..., :height, :width]
+        return restored

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
+from udc_ray.hashing import file_sha256
 from udc_ray.params import Params
+from udc_ray.probe import Network
 from udc_ray.tape import Tape
 
 
@@ -35,9 +39,11 @@ class Purifier(Params):
     """
 
     random: ClassVar[bool] = False
+    # A path says nothing about the content, and more samples are more draws of the same noise.
+    not_identity: ClassVar[frozenset[str]] = frozenset({"weights", "samples"})
     grad_modes: ClassVar[frozenset[str]] = frozenset({"bpda"})
 
-    samples: int = 1
+    samples: int = Field(default=1, ge=1)
     """Fresh purifications that are evaluated per image; 1 for deterministic purifiers."""
 
     def prepare(self, device: str) -> Any:
@@ -47,6 +53,14 @@ class Purifier(Params):
     def weight_files(self) -> dict[str, str]:
         """Names and paths of the files whose hashes belong to the fingerprint."""
         return {}
+
+    def weight_hashes(self) -> dict[str, str]:
+        """sha256 of `weight_files`, by name."""
+        return {name: file_sha256(Path(path)) for name, path in self.weight_files().items()}
+
+    def networks(self, prepared: Any) -> list[Network]:
+        """Networks whose bits must not depend on the place in a batch; for the probe before a run."""
+        return []
 
     def purify(self, x_BCHW: Tensor, tape: Tape, prepared: Any) -> tuple[Tensor, Trace]:
         """Purify B x C x H x W in [0, 1]; returns the same shape in [0, 1] and the cost.

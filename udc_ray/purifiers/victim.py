@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from udc_ray.errors import SpecError
 from udc_ray.models.base import Restorer
 from udc_ray.purifiers.base import Purifier, Trace
 from udc_ray.tape import Tape
@@ -59,5 +60,11 @@ class Victim:
         """Restored images, unclamped, with the gradient that the mode defines."""
         if self.purifier is None:
             return self.restorer(x_BCHW)
+        if self.grad_mode != "bpda":
+            raise SpecError(
+                f"no gradient of mode {self.grad_mode!r} passes the purifier {self.purifier.name!r}",
+                change="use grad_mode bpda",
+            )
         purified, _ = self.purified(x_BCHW.detach(), tape)
-        return self.restorer(x_BCHW + (purified - x_BCHW).detach())
+        # x - x is exactly 0, so the restorer gets the purified image to the bit, as in `evaluate`
+        return self.restorer(purified + (x_BCHW - x_BCHW.detach()))

@@ -94,6 +94,8 @@ def _expose(scene: Scene, sensor: Tensor, generator: np.random.Generator) -> Ten
 def crop_pair(scene: Scene, size: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Draw one crop of a scene: the degraded image and the truth, each 3 x size x size."""
     height, width = scene.truth.shape[1:]
+    if min(height, width) < size:
+        raise DataError(f"{scene.name} is {width}x{height}, smaller than a crop of {size}", change="leave it out")
     top, left = generator.integers(0, height - size + 1), generator.integers(0, width - size + 1)
     window = (slice(None), slice(int(top), int(top) + size), slice(int(left), int(left) + size))
     return _expose(scene, scene.sensor[window].float(), generator), scene.truth[window].float()

@@ -32,7 +32,7 @@ class TrainSpec(BaseModel):
     clip: float = Field(default=1.0, gt=0)
     seed: int = 0
     bfloat16: bool = True
-    checkpoint_every: int = Field(default=500, gt=0)
+    checkpoint_every: int = Field(default=250, gt=0)
 
 
 class Recipe(Protocol):
@@ -137,5 +137,7 @@ class Trainer:
                 "give the same settings, or another --out",
             )
         self.network.load_state_dict(state["network"])
-        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)  # onto the network's device and memory format
+        self.step, self.seconds = state["step"], state["seconds"]
         self.optimizer.load_state_dict(state["optimizer"])

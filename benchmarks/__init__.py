@@ -1,0 +1,1 @@
+"""Figures of the package: ratios against bare loops, and the quality of the shipped networks."""

@@ -1,0 +1,41 @@
+"""``python -m benchmarks NAME [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+NAMES = ("pgd", "purify", "campaign", "startup", "quality")
+
+
+def main() -> None:
+    """Run one benchmark and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median of their ratios counts")
+    parser.add_argument("--data", type=Path, help="folder with photos/kodak24 and photos/cid22_train (quality only)")
+    arguments = parser.parse_args()
+    figures = importlib.import_module(f"benchmarks.{arguments.name}").measure(arguments)
+    document = {
+        "benchmark": arguments.name,
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "figures": figures,
+    }
+    for row in figures:
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The pool on local Ray equals the in-process pool, whatever dies in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from udc_ray.config import Overrides, build_spec
+from udc_ray.host import Host
+from udc_ray.pool import InProcessPool, Outcome
+from udc_ray.prepare import Prepared, prepare
+from udc_ray.records import VOLATILE
+from udc_ray.run import Settings, execute
+from udc_ray_cluster.pool import RayPool
+from udc_ray_cluster.session import session
+
+ATTACKS = ("noise", "fgsm", "pgd:steps=3,restarts=2", "square:budget=25", "simba:budget=15")
+DEFENSES = ("none", "jpeg", "gaussian-noise:samples=2")
+DEADLY = "doubles_deadly:make"
+
+
+class Quiet:
+    """A listener that remembers; `on_unit` may do mischief."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.outcomes: list[Outcome] = []
+        self.on_unit: Any = lambda outcome: None
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def begin(self, units: int) -> None:
+        self.units = units
+
+    def unit(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.on_unit(outcome)
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    flags = Overrides(attacks=ATTACKS, defenses=DEFENSES, limit=5)
+    return prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=2", "run.micro_batch=4")))
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with session(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("reference") / "run"
+    host = Host(prepared.setup, restorer=prepared.restorer)
+    execute(prepared, lambda setup: InProcessPool(host), Quiet(), Settings(out=str(out)))
+    return table(out)
+
+
+def table(run: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(run / "results.parquet").to_pylist()
+    return [{key: value for key, value in row.items() if key not in VOLATILE} for row in rows]
+
+
+def run_on_ray(prepared: Prepared, out: Path, hosts: int, listener: Quiet, mischief: Any = None) -> RayPool:
+    made: list[RayPool] = []
+
+    def make(setup: Any) -> RayPool:
+        pool = RayPool(setup, hosts, "cpu")
+        made.append(pool)
+        if mischief is not None:
+            listener.on_unit = lambda outcome: mischief(pool, outcome)
+        return pool
+
+    execute(prepared, make, listener, Settings(out=str(out)))
+    return made[0]
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_equals_the_in_process_pool(
+    hosts: int, prepared: Prepared, ray_session: None, reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    listener = Quiet()
+    run_on_ray(prepared, tmp_path / "run", hosts, listener)
+    assert table(tmp_path / "run") == reference
+    assert len({o.host for o in listener.outcomes}) == hosts
+
+
+def test_a_killed_host_changes_no_number(
+    prepared: Prepared, ray_session: None, reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    listener, killed = Quiet(), []
+
+    def kill_a_host(pool: RayPool, outcome: Outcome) -> None:
+        if len(listener.outcomes) == 3:
+            facts: Any = pool.describe()
+            killed.append(facts["host-0"]["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    pool = run_on_ray(prepared, tmp_path / "run", 2, listener, kill_a_host)
+    assert killed and not psutil.pid_exists(killed[0])
+    assert any(o.retries for o in listener.outcomes)
+    assert table(tmp_path / "run") == reference
+    rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
+    assert any(row["retries"] for row in rows)
+    assert len(pool.seats) == 2
+
+
+def test_only_loopback_is_listened_on(prepared: Prepared, ray_session: None, tmp_path: Path) -> None:
+    found: set[str] = set()
+
+    def look(pool: RayPool, outcome: Outcome) -> None:
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            try:
+                connections = process.net_connections(kind="inet")
+            except psutil.NoSuchProcess:
+                continue
+            found.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)
+
+    run_on_ray(prepared, tmp_path / "run", 2, Quiet(), look)
+    assert found
+    assert {ip.removeprefix("::ffff:") for ip in found} <= {"127.0.0.1", "::1"}
+
+
+def test_a_unit_that_kills_its_hosts_is_recorded_and_skipped(ray_session: None, tmp_path: Path) -> None:
+    flags = Overrides(attacks=("noise",), defenses=("none",), limit=3, model=DEADLY)
+    deadly = prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=1", "run.micro_batch=1")))
+    victim = deadly.setup.dataset.load(deadly.setup.dataset.image_ids[1])
+    marker = tmp_path / "deadly"
+    marker.write_text(repr(float(victim.degraded.mean())))
+    os.environ["UDC_RAY_TEST_DEADLY"] = str(marker)
+    try:
+        listener = Quiet()
+        run_on_ray(deadly, tmp_path / "run", 1, listener)
+    finally:
+        del os.environ["UDC_RAY_TEST_DEADLY"]
+    rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
+    failed = [row["image_id"] for row in rows if row["error"]]
+    assert failed == [deadly.setup.dataset.image_ids[1]]
+    assert all(row["psnr_adv"] is not None for row in rows if not row["error"])
+    assert all(row["psnr_adv"] is None for row in rows if row["error"])

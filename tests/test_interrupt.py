@@ -1,0 +1,75 @@
+"""Signals drain a run: the first asks, the second ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+
+import pytest
+
+from udc_ray.errors import Interrupted
+from udc_ray.interrupt import DRAIN_SECONDS, Drain
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_first_signal_lets_nothing_new_begin(number: int) -> None:
+    seen = []
+    with Drain() as drain:
+        drain.raise_if_asked()
+        for item in drain.until_asked(range(10)):
+            seen.append(item)
+            if item == 2:
+                send(number)
+        assert drain.signal_number == number
+        with pytest.raises(Interrupted) as raised:
+            drain.raise_if_asked()
+    assert seen == [0, 1, 2]
+    assert raised.value.signal_number == number
+
+
+@pytest.mark.parametrize("second", [*SIGNALS, signal.SIGALRM])
+def test_second_signal_or_the_deadline_ends_at_once(second: int) -> None:
+    with Drain() as drain:
+        send(signal.SIGTERM)
+        with pytest.raises(Interrupted) as raised:
+            send(second)
+        assert drain.signal_number == signal.SIGTERM
+    assert raised.value.signal_number == signal.SIGTERM
+
+
+def test_the_deadline_runs_from_the_first_signal_only() -> None:
+    with Drain():
+        assert signal.alarm(0) == 0
+        send(signal.SIGINT)
+        assert 0 < signal.alarm(0) <= DRAIN_SECONDS < 30
+
+
+def test_an_alarm_of_its_own_asks_for_nothing() -> None:
+    with Drain() as drain:
+        send(signal.SIGALRM)
+        drain.raise_if_asked()
+        assert list(drain.until_asked("ab")) == ["a", "b"]
+
+
+def test_handlers_and_alarm_are_put_back() -> None:
+    before = [signal.getsignal(n) for n in (*SIGNALS, signal.SIGALRM)]
+    with pytest.raises(Interrupted), Drain() as drain:
+        assert signal.getsignal(signal.SIGINT) not in before
+        send(signal.SIGINT)
+        drain.raise_if_asked()
+    assert [signal.getsignal(n) for n in (*SIGNALS, signal.SIGALRM)] == before
+    assert signal.alarm(0) == 0
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def test_interrupted_crosses_processes() -> None:
+    copied = pickle.loads(pickle.dumps(Interrupted(15)))
+    assert copied.signal_number == 15 and str(copied) == "stopped by signal 15"

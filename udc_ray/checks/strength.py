@@ -1,0 +1,114 @@
+"""Is the attack as strong as a weaker one? Checks 12, 13, 14."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from udc_ray.checks.base import CheckResult, lowest, result, same_attack, show, threat_of
+from udc_ray.metrics.statistics import CellRecords, difference, mean_of
+
+SINGLE_STEP_DB = 0.1
+"""By so much may FGSM beat PGD on an image (rounding, the random start)."""
+BLACK_BOX_DB = 0.2
+"""By so much may a query attack beat the gradient attacks on the mean over images."""
+TRANSFER_DB = 0.1
+"""By so much may transferred images beat the adaptive attack on the mean over images."""
+
+
+def iterative(cells: Sequence[CellRecords]) -> list[CheckResult]:
+    """Check 12: per image, PGD harms at least as much as FGSM on the same victim and threat."""
+    results = []
+    for cell in (c for c in cells if c.head.attack == "pgd" and c.adaptive and c.head.objective == "mse"):
+        single = [c for c in cells if c.head.attack == "fgsm" and _same_victim(c, cell) and _same_goal(c, cell)]
+        if single and cell.measured:
+            results.append(_iterative(cell, single))
+    return results
+
+
+def _iterative(cell: CellRecords, single: Sequence[CellRecords]) -> CheckResult:
+    noise = cell.standard_error("psnr_adv")
+    gap = difference(cell.per_image("psnr_adv"), lowest(c.per_image("psnr_adv") for c in single))
+    # The mean over purification samples is itself uncertain: two standard errors of room.
+    excess = {i: value - 2 * noise[i] for i, value in gap.items()}
+    if not excess:
+        return result("12-iterative", cell, "warn", None, SINGLE_STEP_DB, "no image in common with FGSM")
+    worst = max(excess, key=lambda i: excess[i])
+    if excess[worst] > SINGLE_STEP_DB:
+        message = f"one step (FGSM) harms {worst} more than PGD, by {show(gap[worst])}: gradients mislead"
+        return result("12-iterative", cell, "fail", excess[worst], SINGLE_STEP_DB, message)
+    return result("12-iterative", cell, "pass", excess[worst], SINGLE_STEP_DB, "PGD is at least FGSM on every image")
+
+
+def white_box(cells: Sequence[CellRecords]) -> list[CheckResult]:
+    """Check 13: gradients harm at least as much as queries at equal norm and eps, same defence.
+
+    The per-image worst of the gradient attacks is compared with each query attack; the result is
+    attached to the strongest gradient cell, whose number would be the wrong one.
+    """
+    results = []
+    queries = [c for c in cells if c.kind == "query" and c.adaptive and c.head.eps is not None]
+    for query in queries:
+        rivals = [c for c in cells if c.kind == "gradient" and c.adaptive and c.measured and _same_target(c, query)]
+        if rivals and query.measured:
+            results.append(_white_box(query, rivals))
+    return results
+
+
+def _white_box(query: CellRecords, rivals: Sequence[CellRecords]) -> CheckResult:
+    check, name = "13-white-box", query.head.attack
+    gap = difference(lowest(c.per_image("psnr_adv") for c in rivals), query.per_image("psnr_adv"))
+    strongest = min(rivals, key=lambda c: mean_of(c.per_image("psnr_adv")))
+    if not gap:
+        return result(check, strongest, "warn", None, BLACK_BOX_DB, f"no image in common with {name}")
+    mean, ahead = mean_of(gap), sum(value > 0 for value in gap.values())
+    message = f"{name} is ahead of the gradient attacks on {ahead} of {len(gap)} images, by {show(mean)} on the mean"
+    return result(check, strongest, "fail" if mean >= BLACK_BOX_DB else "pass", mean, BLACK_BOX_DB, message)
+
+
+def adaptive(cells: Sequence[CellRecords]) -> list[CheckResult]:
+    """Check 14: adaptive attack >= transferred images (the blind run) >= random noise."""
+    results = []
+    for cell in (c for c in cells if c.measured):
+        if cell.adaptive and cell.head.defense != "none":
+            blind = same_attack(cells, cell, cell.head.defense, "blind")
+            results += [_against_transfer(cell, blind)] if blind is not None and blind.measured else []
+        if cell.kind != "control" and cell.head.attack != "noise":
+            results.append(_against_noise(cell))
+    return results
+
+
+def _against_transfer(cell: CellRecords, blind: CellRecords) -> CheckResult:
+    gap = difference(cell.per_image("psnr_adv"), blind.per_image("psnr_adv"))
+    if not gap:
+        return result("14-adaptive-transfer", cell, "warn", None, TRANSFER_DB, "no image in common with the blind run")
+    mean = mean_of(gap)
+    if mean > TRANSFER_DB:
+        message = f"images made against the undefended model harm more, by {show(mean)}: the adaptive attack is weak"
+        return result("14-adaptive-transfer", cell, "fail", mean, TRANSFER_DB, message)
+    return result("14-adaptive-transfer", cell, "pass", mean, TRANSFER_DB, "at least as strong as transferred images")
+
+
+def _against_noise(cell: CellRecords) -> CheckResult:
+    gap = difference(cell.per_image("psnr_adv"), cell.per_image("psnr_noise"))
+    if not gap:
+        return result("14-adaptive-noise", cell, "fail", None, 0.0, "no noise control to compare with")
+    mean = mean_of(gap)
+    if mean < 0:
+        return result("14-adaptive-noise", cell, "pass", mean, 0.0, f"{show(-mean)} below random noise of equal size")
+    # A query attack may simply not have had the queries; gradients have no such excuse.
+    few = cell.kind == "query"
+    why = ": too few queries?" if few else ""
+    message = f"random noise of equal size harms as much or more, by {show(mean)}{why}"
+    return result("14-adaptive-noise", cell, "warn" if few else "fail", mean, 0.0, message)
+
+
+def _same_victim(one: CellRecords, other: CellRecords) -> bool:
+    return (one.head.defense, one.head.grad_mode) == (other.head.defense, other.head.grad_mode)
+
+
+def _same_target(one: CellRecords, other: CellRecords) -> bool:
+    return threat_of(one) == threat_of(other) and one.head.defense == other.head.defense
+
+
+def _same_goal(one: CellRecords, other: CellRecords) -> bool:
+    return threat_of(one) == threat_of(other) and one.head.objective == other.head.objective

@@ -1,0 +1,30 @@
+"""An attacked image on its way from the attack to the scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crafted:
+    """What an attack made of one image in one restart.
+
+    Attributes:
+        image_id, restart: whose and which.
+        x_adv_CHW: the attacked image, at the storage depth of the threat.
+        queries, grad_evals: what it cost.
+        stop_reason: why the attack stopped.
+        seconds: wall time, shared evenly by the images of a micro-batch.
+        curve: (queries asked, best score) of a query attack.
+    """
+
+    image_id: str
+    restart: int
+    x_adv_CHW: Tensor
+    queries: int
+    grad_evals: int
+    stop_reason: str
+    seconds: float
+    curve: list[tuple[int, float]] = field(default_factory=list)

@@ -1,0 +1,132 @@
+"""Making attacked images: by gradients whole on a host, by queries wherever there is a CPU."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from udc_ray import memory
+from udc_ray.attacks.base import AttackResult, GradientAttack, GradientTarget, Problem
+from udc_ray.attacks.driver import Chain, drive, start_chains
+from udc_ray.attacks.noise import Noise
+from udc_ray.attacks.objectives import get_objective
+from udc_ray.attacks.oracle import Oracle, Scorer
+from udc_ray.attacks.query import QueryAttack
+from udc_ray.batching import MicroBatch, micro_batches
+from udc_ray.crafted import Crafted
+from udc_ray.plan import Unit
+from udc_ray.setup import HostSetup
+from udc_ray.tape import Tape
+
+if TYPE_CHECKING:
+    from udc_ray.host import Host
+
+Goals = dict[str, tuple[float, float]]
+"""Clean score, and the score that declares success, by image id."""
+
+
+def craft_by_gradients(host: Host, unit: Unit) -> list[Crafted]:
+    """Attack the images of a gradient or control unit, all restarts, on a host."""
+    attack = host.setup.plan.attacks[unit.attack].attack
+    goals = host.goals(unit)
+    crafted = []
+    for batch in micro_batches(unit.image_ids, [host.sample(i).degraded for i in unit.image_ids], host.slots):
+        with memory.explained(partial(host.trial, batch.x_BCHW), host.slots, attack.name):
+            for restart in range(attack.restarts):
+                crafted += _craft_batch(host, unit, batch, goals, restart)
+    return crafted
+
+
+def _craft_batch(host: Host, unit: Unit, batch: MicroBatch, goals: Goals, restart: int) -> list[Crafted]:
+    started = time.monotonic()
+    tape = Tape(seed=host.setup.spec.seed, image_ids=batch.image_ids, stream="attack", restart=restart)
+    attack = host.setup.plan.attacks[unit.attack].attack
+    if isinstance(attack, Noise):
+        result = _add_noise(attack, batch, tape)
+    elif isinstance(attack, GradientAttack):
+        result = _follow_gradients(host, unit, attack, _problem(host, batch, tape, goals))
+    else:
+        raise TypeError(f"{attack.name} is no gradient attack")
+    seconds = (time.monotonic() - started) / batch.count
+    return [
+        Crafted(
+            image_id=batch.image_ids[b],
+            restart=restart,
+            x_adv_CHW=result.x_adv_BCHW[b].detach().cpu(),
+            queries=result.queries[b],
+            grad_evals=result.grad_evals[b],
+            stop_reason=result.stop_reasons[b],
+            seconds=seconds,
+        )
+        for b in range(batch.count)
+    ]
+
+
+def _add_noise(attack: Noise, batch: MicroBatch, tape: Tape) -> AttackResult:
+    slots = len(batch.image_ids)
+    return AttackResult(
+        x_adv_BCHW=attack.perturb(batch.x_BCHW, tape),
+        score_B=torch.zeros(slots),
+        queries=[0] * slots,
+        grad_evals=[0] * slots,
+        stop_reasons=["iterations"] * slots,
+    )
+
+
+def _problem(host: Host, batch: MicroBatch, tape: Tape, goals: Goals) -> Problem:
+    scores = torch.tensor([goals[i] for i in batch.image_ids], dtype=torch.float64).to(host.device)
+    x_BCHW = batch.x_BCHW.to(host.device)
+    return Problem(x_BCHW=x_BCHW, tape=tape, clean_score_B=scores[:, 0], goal_B=scores[:, 1])
+
+
+def _follow_gradients(host: Host, unit: Unit, attack: GradientAttack, problem: Problem) -> AttackResult:
+    objective = get_objective(host.objective_name(unit))
+    references = [host.reference(unit.victim, i, objective.reference) for i in problem.tape.image_ids]
+    target = GradientTarget(
+        host.victim(unit.victim, unit.grad_mode),
+        objective,
+        torch.stack(references).to(host.device),
+        problem.tape,
+        eot=attack.eot,
+        select_draws=attack.select_draws,
+    )
+    return attack.perturb(target, problem)
+
+
+def craft_by_queries(setup: HostSetup, unit: Unit, goals: Goals, scorer: Scorer) -> list[Crafted]:
+    """Attack the images of a query unit; needs no model, only someone who scores.
+
+    Args:
+        setup: the run.
+        unit: the unit.
+        goals: what `Host.goals` said.
+        scorer: `Host.score`, here or elsewhere.
+    """
+    started = time.monotonic()
+    attack = setup.plan.attacks[unit.attack].attack
+    if not isinstance(attack, QueryAttack):
+        raise TypeError(f"{attack.name} is no query attack")
+    images = {i: setup.dataset.load(i).degraded for i in unit.image_ids}
+    chains = start_chains(attack, images, {i: goal for i, (_, goal) in goals.items()}, setup.spec.seed)
+    oracle = Oracle(scorer, unit.victim, attack.objective or setup.spec.objective, attack.budget)
+    drive(chains, oracle, setup.resolved.micro_batch)
+    seconds = (time.monotonic() - started) / max(1, len(chains))
+    return [_from_chain(chain, oracle, seconds) for chain in chains]
+
+
+def _from_chain(chain: Chain, oracle: Oracle, seconds: float) -> Crafted:
+    x_adv_CHW, _ = chain.machine.best()
+    image_id, restart = chain.key
+    return Crafted(
+        image_id=image_id,
+        restart=restart,
+        x_adv_CHW=x_adv_CHW,
+        queries=oracle.spent.get(chain.key, 0),
+        grad_evals=0,
+        stop_reason=chain.machine.stop_reason,
+        seconds=seconds,
+        curve=chain.machine.curve,
+    )

@@ -1,0 +1,112 @@
+"""Scores of images through victims: clean, under equal-size noise, and attacked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from udc_ray.attacks.noise import control_noise
+from udc_ray.batching import micro_batches
+from udc_ray.data.base import Sample
+from udc_ray.metrics.protocols import Protocol
+from udc_ray.purifiers.victim import Victim
+from udc_ray.tape import Tape
+
+CONTROL_DRAWS = 4
+"""Draws of random noise that the control is averaged over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Quality of one output against its reference; None where it is not defined."""
+
+    psnr: float | None
+    ssim: float | None
+    nfe: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Size of the random noise that a cell is compared with."""
+
+    norm: str
+    sizes: tuple[float, ...]
+    """One radius an image."""
+
+
+class Evaluator:
+    """Evaluates victims in fixed-shape micro-batches.
+
+    Args:
+        protocol: how outputs are scored.
+        slots: images per forward pass.
+        device: where the victims live.
+        seed: seed of the evaluation noise.
+    """
+
+    def __init__(self, protocol: Protocol, slots: int, device: str, seed: int) -> None:
+        self.protocol, self.slots, self.device, self.seed = protocol, slots, device, seed
+        self.executed: Counter[str] = Counter()
+
+    def outputs(
+        self, victim: Victim, image_ids: Sequence[str], images: Sequence[Tensor], tape: Tape
+    ) -> tuple[list[Tensor], int]:
+        """Unclamped outputs on the CPU, C x H x W each, and denoiser calls per image."""
+        found: dict[int, Tensor] = {}
+        nfe = 0
+        for batch in micro_batches(image_ids, images, self.slots):
+            row_tape = replace(tape, image_ids=batch.image_ids)
+            output, trace = victim.evaluate(batch.x_BCHW.to(self.device), row_tape)
+            self.executed[tape.stream] += batch.count
+            nfe = trace.nfe
+            found |= dict(zip(batch.where, output.cpu()[: batch.count], strict=True))
+        return [found[position] for position in range(len(images))], nfe
+
+    def samples(self, victim: Victim, image_ids: Sequence[str], images: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Outputs of the `eval` draws: one list of images for every sample of the victim."""
+        return [self.outputs(victim, image_ids, images, self._tape("eval", s))[0] for s in range(victim.samples)]
+
+    def read(
+        self, victim: Victim, samples: Sequence[Sample], images: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> list[list[Reading]]:
+        """Readings of `images`, by sample and then by image."""
+        ids = [s.image_id for s in samples]
+        readings = []
+        for draw in range(victim.samples):
+            outputs, nfe = self.outputs(victim, ids, images, self._tape("eval", draw))
+            readings.append([self._reading(o, r, nfe) for o, r in zip(outputs, references, strict=True)])
+        return readings
+
+    def control(
+        self, victim: Victim, samples: Sequence[Sample], references: Sequence[Tensor], control: Control
+    ) -> list[float]:
+        """Mean PSNR of the victim under random noise of the given size, per image."""
+        ids = [s.image_id for s in samples]
+        totals = [0.0] * len(samples)
+        for draw in range(CONTROL_DRAWS):
+            noisy = [self._noisy(s, control.norm, size, draw) for s, size in zip(samples, control.sizes, strict=True)]
+            outputs, _ = self.outputs(victim, ids, noisy, self._tape("control", draw))
+            for n, (output, reference) in enumerate(zip(outputs, references, strict=True)):
+                totals[n] += self.protocol.psnr(output[None], reference[None])[0]
+        return [total / CONTROL_DRAWS for total in totals]
+
+    def input_quality(self, samples: Sequence[Sample]) -> list[float | None]:
+        """PSNR of the untouched inputs against the truth."""
+        return [None if s.truth is None else self.protocol.psnr(s.degraded[None], s.truth[None])[0] for s in samples]
+
+    def _reading(self, output: Tensor, reference: Tensor, nfe: int) -> Reading:
+        psnr = self.protocol.psnr(output[None], reference[None])[0]
+        ssim = self.protocol.ssim(output[None], reference[None])[0]
+        return Reading(psnr=psnr, ssim=ssim, nfe=nfe)
+
+    def _noisy(self, sample: Sample, norm: str, size: float, draw: int) -> Tensor:
+        tape = Tape(seed=self.seed, image_ids=(sample.image_id,), stream="control", sample=draw)
+        noisy: Tensor = control_noise(sample.degraded[None], norm, torch.tensor([size]), tape)[0]
+        return noisy
+
+    def _tape(self, stream: str, sample: int) -> Tape:
+        return Tape(seed=self.seed, image_ids=(), stream=stream, sample=sample)

@@ -1,0 +1,215 @@
+"""A host keeps one restorer and its purifiers on a device and works on units, one call at a time.
+
+It knows nothing of Ray: the in-process pool calls it directly, a Ray actor wraps it. White-box
+units run whole on it; for query attacks it answers scores, because it keeps the references.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udc_ray import memory, probe
+from udc_ray.attacks.objectives import get_objective
+from udc_ray.attacks.oracle import ScoreRequest
+from udc_ray.attacks.query import QueryAttack
+from udc_ray.baselines import Baselines
+from udc_ray.batching import stack
+from udc_ray.crafted import Crafted
+from udc_ray.crafting import Goals, craft_by_gradients, craft_by_queries
+from udc_ray.errors import DeviceMemoryError, SpecError
+from udc_ray.evaluation import Evaluator
+from udc_ray.metrics.protocols import get_protocol
+from udc_ray.models.base import Restorer
+from udc_ray.models.loading import load_restorer
+from udc_ray.plan import Unit
+from udc_ray.probe import Resolved
+from udc_ray.purifiers.victim import Victim
+from udc_ray.results import UnitResult
+from udc_ray.scoring import score_unit
+from udc_ray.setup import HostSetup
+from udc_ray.tape import Tape
+from udc_ray.views import View
+
+
+class Host:
+    """Holds the models of a run.
+
+    Args:
+        setup: the run.
+        device: ``cpu`` or ``cuda``.
+        name: name in the records.
+        restorer: an already loaded restorer, for tests and the library.
+    """
+
+    def __init__(
+        self, setup: HostSetup, *, device: str = "cpu", name: str = "local", restorer: Restorer | None = None
+    ) -> None:
+        self.setup, self.device, self.name = setup, device, name
+        torch.set_num_threads(setup.resolved.threads)
+        self.restorer = (restorer or load_restorer(setup.spec.model)).to(device)
+        self._prepared: dict[int, Any] = {}
+        self.sample = lru_cache(maxsize=256)(setup.dataset.load)
+        self.clean_references = lru_cache(maxsize=256)(self._clean_reference)
+        self._make_evaluator()
+
+    def configure(self, resolved: Resolved) -> None:
+        """Adopt what the probes settled."""
+        self.setup = replace(self.setup, resolved=resolved)
+        torch.set_num_threads(resolved.threads)
+        self._make_evaluator()
+
+    def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
+        """Probe position invariance for the shapes of the run's images."""
+        asked = replace(self.setup.resolved, device_type=torch.device(self.device).type)
+        if self.setup.spec.run.micro_batch == "auto":
+            asked = replace(asked, micro_batch=self._largest_micro_batch(max(shapes, key=math.prod)))
+        networks: list[probe.Network] = [self.restorer]
+        for defence, entry in enumerate(self.setup.plan.defences):
+            if entry.purifier is not None:
+                networks += entry.purifier.networks(self.victim(defence).prepared)
+        largest = torch.zeros(asked.micro_batch, *max(shapes, key=math.prod))
+        try:
+            with memory.explained(partial(self.trial, largest), asked.micro_batch, "the probe of the models"):
+                return probe.settle(networks, list(shapes), asked, self.device)
+        except DeviceMemoryError as error:
+            raise SpecError(str(error), "images, model or micro_batch are too large for the device") from error
+
+    def victim(self, defence: int, grad_mode: str = "full") -> Victim:
+        """The model that an attack on this defence sees; purifiers are prepared once."""
+        purifier = self.setup.plan.defences[defence].purifier
+        if purifier is None:
+            return Victim(restorer=self.restorer)
+        if defence not in self._prepared:
+            self._prepared[defence] = purifier.prepare(self.device)
+        mode: Any = grad_mode
+        return Victim(restorer=self.restorer, purifier=purifier, prepared=self._prepared[defence], grad_mode=mode)
+
+    def run(self, unit: Unit) -> UnitResult:
+        """Attack and score a unit, whatever its kind, on this host."""
+        attack = self.setup.plan.attacks[unit.attack].attack
+        if isinstance(attack, QueryAttack):
+            return self.finish(unit, craft_by_queries(self.setup, unit, self.goals(unit), self.score))
+        return self.finish(unit, craft_by_gradients(self, unit))
+
+    def goals(self, unit: Unit) -> Goals:
+        """Clean score, and the score that declares success, per image (harness work, not charged)."""
+        with self._explained(unit, "the clean images"):
+            return {image_id: self._goal(unit, image_id) for image_id in unit.image_ids}
+
+    def score(self, request: ScoreRequest) -> list[float]:
+        """Score the candidates of a query attack; empty slots are padded."""
+        objective = get_objective(request.objective)
+        victim = self.victim(request.victim)
+        count = len(request.image_ids)
+        ids = (*request.image_ids, *(request.image_ids[0] for _ in range(self.slots - count)))
+        x = stack(list(request.x_NCHW), self.slots).to(self.device)
+        reference = torch.stack([self.reference(request.victim, i, objective.reference) for i in ids]).to(self.device)
+        tape = Tape(seed=self.setup.spec.seed, image_ids=ids, stream="attack")
+        with memory.explained(partial(self.trial, x), self.slots, "scoring"):
+            output, _ = victim.evaluate(x, tape)
+        return [float(s) for s in objective.score(output, reference)[:count]]
+
+    def finish(self, unit: Unit, crafted: list[Crafted]) -> UnitResult:
+        """Score attacked images through every cell of the unit."""
+        with self._explained(unit, "the scores"):
+            return score_unit(self, unit, crafted)
+
+    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
+        """The pictures of one image in one cell, for the report."""
+        victim = self.victim(self.setup.plan.cells[cell].defence)
+        sample = self.sample(image_id)
+        tape = Tape(seed=self.setup.spec.seed, image_ids=(image_id,) * self.slots, stream="eval")
+        restored, _ = victim.evaluate(stack([sample.degraded], self.slots).to(self.device), tape)
+        attacked, _ = victim.evaluate(stack([x_adv_CHW], self.slots).to(self.device), tape)
+        purified, _ = victim.purified(stack([x_adv_CHW], self.slots).to(self.device), tape)
+        return View(
+            degraded=sample.degraded.numpy(),
+            restored=restored[0].cpu().numpy(),
+            attacked=x_adv_CHW.numpy(),
+            attacked_output=attacked[0].cpu().numpy(),
+            purified=purified[0].cpu().numpy() if victim.purifier is not None else None,
+            truth=None if sample.truth is None else sample.truth.numpy(),
+        )
+
+    def describe(self) -> dict[str, object]:
+        """What this host is, for environment.json."""
+        name = torch.cuda.get_device_name() if self.device == "cuda" else platform.processor() or platform.machine()
+        return {
+            "device": self.device,
+            "device_name": name,
+            "threads": torch.get_num_threads(),
+            "pid": os.getpid(),
+            "executed": dict(self.evaluator.executed),
+        }
+
+    @property
+    def slots(self) -> int:
+        """Images per forward pass."""
+        return self.setup.resolved.micro_batch
+
+    def objective_name(self, unit: Unit) -> str:
+        """Objective of a unit: the attack's own, or the run's."""
+        return self.setup.plan.attacks[unit.attack].attack.objective or self.setup.spec.objective
+
+    def reference(self, defence: int, image_id: str, kind: str) -> Tensor:
+        """What an output is compared with: the truth, or the victim's own clean output."""
+        truth = self.sample(image_id).truth
+        if kind == "truth" and truth is not None:
+            return truth
+        return self.clean_references(defence, image_id)
+
+    def clean_outputs(self, defence: int, image_id: str) -> list[Tensor]:
+        """Outputs on the untouched image, one for every evaluation draw."""
+        sample = self.sample(image_id)
+        return [outputs[0] for outputs in self.evaluator.samples(self.victim(defence), [image_id], [sample.degraded])]
+
+    def _clean_reference(self, defence: int, image_id: str) -> Tensor:
+        return torch.stack(self.clean_outputs(defence, image_id)).mean(dim=0).clamp(0, 1)
+
+    def _goal(self, unit: Unit, image_id: str) -> tuple[float, float]:
+        objective = get_objective(self.objective_name(unit))
+        reference = self.reference(unit.victim, image_id, objective.reference)
+        outputs = self.clean_outputs(unit.victim, image_id)
+        score = torch.stack([objective.score(o[None], reference[None]) for o in outputs]).mean().item()
+        success = self.setup.spec.success
+        psnr_goal = success.psnr_below
+        if psnr_goal is None:
+            psnr = [self.evaluator.protocol.psnr(o[None], reference[None])[0] for o in outputs]
+            psnr_goal = sum(psnr) / len(psnr) - success.drop_db
+        return score, 10 ** (-psnr_goal / 10)
+
+    def _explained(self, unit: Unit, what: str) -> AbstractContextManager[None]:
+        """Say which micro-batch fits where the images of a unit do not."""
+        largest = max((self.sample(i).degraded for i in unit.image_ids), key=lambda x_CHW: x_CHW.numel())
+        return memory.explained(partial(self.trial, stack([largest], self.slots)), self.slots, what)
+
+    def _make_evaluator(self) -> None:
+        protocol = get_protocol(self.setup.spec.protocol)
+        self.evaluator = Evaluator(protocol, self.slots, self.device, self.setup.spec.seed)
+        self.baselines = Baselines(self.evaluator)
+
+    def trial(self, x_BCHW: Tensor, slots: int) -> None:
+        """One forward and backward pass with `slots` images, to see whether they fit."""
+        probe.output_and_gradient(self.restorer, x_BCHW[:slots].to(self.device))
+
+    def _largest_micro_batch(self, shape: tuple[int, int, int], cap: int = 64) -> int:
+        best = 1
+        for slots in (2**n for n in range(cap.bit_length())):
+            try:
+                self.trial(torch.zeros(slots, *shape), slots)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                break
+            best = slots
+        return best

@@ -1,0 +1,162 @@
+"""The library in a few calls: load, take samples, perturb, purify, measure; no Ray, no run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udc_ray.attacks.base import Best, GradientAttack, GradientTarget, Problem
+from udc_ray.attacks.driver import drive, start_chains
+from udc_ray.attacks.noise import Noise
+from udc_ray.attacks.objectives import Objective, get_objective
+from udc_ray.attacks.oracle import Oracle, ScoreRequest
+from udc_ray.attacks.query import QueryAttack
+from udc_ray.attacks.registry import ATTACKS
+from udc_ray.attacks.threat import l2_norm
+from udc_ray.batching import MicroBatch, micro_batches, stack
+from udc_ray.data.base import Sample
+from udc_ray.data.open import open_dataset
+from udc_ray.errors import DataError
+from udc_ray.metrics.protocols import get_protocol
+from udc_ray.models.base import Restorer
+from udc_ray.models.loading import load_restorer
+from udc_ray.purifiers.registry import PURIFIERS
+from udc_ray.purifiers.victim import Victim
+from udc_ray.spec import Entry
+from udc_ray.tape import Tape
+
+SLOTS = 4
+
+
+def load(name: str = "default", weights: str | Path | None = None) -> Restorer:
+    """Load a restorer: a name, a weights file, or ``package.module:factory``."""
+    params = {} if weights is None else {"weights": str(weights)}
+    return load_restorer(Entry(name=name, params=params))
+
+
+def samples(data: str = "shipped", *, limit: int | None = None, **params: Any) -> list[Sample]:
+    """Read images: degraded inputs with their truth, C x H x W in [0, 1].
+
+    Args:
+        data: ``shipped`` or a path, as in a spec.
+        limit: at most so many images.
+        params: further keys of the spec's data entry, such as ``display`` and ``size``.
+    """
+    dataset = open_dataset(Entry(name=data, params=params), limit)
+    return [dataset.load(image_id) for image_id in dataset.image_ids]
+
+
+def perturb(
+    restorer: Restorer, images: Sequence[Sample], attack: str = "pgd", *, seed: int = 0, **params: Any
+) -> list[Sample]:
+    """Attack the inputs of a restorer; MSE to the truth grows.
+
+    Args:
+        restorer: the model, undefended.
+        images: samples with truth.
+        attack: registry name.
+        seed: seed of the keyed randomness.
+        params: parameters of the attack.
+
+    Returns:
+        The samples with attacked inputs.
+    """
+    built = ATTACKS.get(attack).build("attack", params)
+    victim, found = Victim(restorer=restorer), list(images)
+    for batch in micro_batches([s.image_id for s in images], [s.degraded for s in images], SLOTS):
+        truth_BCHW = stack([_truth(images[p]) for p in batch.where], SLOTS)
+        x_adv_BCHW = _attack_batch(built, victim, batch, truth_BCHW, seed)
+        for b, position in enumerate(batch.where):
+            found[position] = replace(images[position], degraded=x_adv_BCHW[b].detach().cpu())
+    return found
+
+
+def purify(images: Sequence[Sample], defense: str = "ddim", *, seed: int = 0, **params: Any) -> list[Sample]:
+    """Purify the inputs; returns the samples with purified inputs."""
+    purifier = PURIFIERS.get(defense).build("defence", params)
+    prepared, found = purifier.prepare("cpu"), list(images)
+    for batch in micro_batches([s.image_id for s in images], [s.degraded for s in images], SLOTS):
+        tape = Tape(seed=seed, image_ids=batch.image_ids, stream="eval")
+        with torch.no_grad():
+            purified, _ = purifier.purify(batch.x_BCHW, tape, prepared)
+        for b, position in enumerate(batch.where):
+            found[position] = replace(images[position], degraded=purified[b])
+    return found
+
+
+def measure(restorer: Restorer, images: Sequence[Sample], protocol: str = "strict") -> float:
+    """Mean PSNR in dB of the restored images against the truth."""
+    scorer, total = get_protocol(protocol), 0.0
+    for batch in micro_batches([s.image_id for s in images], [s.degraded for s in images], SLOTS):
+        with torch.no_grad():
+            output = restorer(batch.x_BCHW)
+        total += sum(scorer.psnr(output[: batch.count], torch.stack([_truth(images[p]) for p in batch.where])))
+    return total / len(images)
+
+
+def _truth(sample: Sample) -> Tensor:
+    if sample.truth is None:
+        raise DataError(f"image {sample.image_id} has no truth", change="use data with truth, or a run with mse-clean")
+    return sample.truth
+
+
+def _attack_batch(attack: Any, victim: Victim, batch: MicroBatch, truth_BCHW: Tensor, seed: int) -> Tensor:
+    tape = Tape(seed=seed, image_ids=batch.image_ids, stream="attack")
+    if isinstance(attack, Noise):
+        return attack.perturb(batch.x_BCHW, tape)
+    objective = get_objective(attack.objective or "mse")
+    output, _ = victim.evaluate(batch.x_BCHW, tape)
+    reference_BCHW = truth_BCHW if objective.reference == "truth" else output.clamp(0, 1)
+    if isinstance(attack, GradientAttack):
+        clean_B = objective.score(output, reference_BCHW)
+        problem = Problem(x_BCHW=batch.x_BCHW, tape=tape, clean_score_B=clean_B, goal_B=clean_B * 10**0.3)
+        return _gradient_batch(attack, victim, problem, (objective, reference_BCHW))
+    return _query_batch(attack, victim, batch, (objective, reference_BCHW), seed)
+
+
+def _gradient_batch(
+    attack: GradientAttack, victim: Victim, problem: Problem, judge: tuple[Objective, Tensor]
+) -> Tensor:
+    """The best of all restarts: the smallest success of a minimum-norm attack, else the highest score."""
+    found: Best | None = None
+    for restart in range(attack.restarts):
+        tape = replace(problem.tape, restart=restart)
+        target = GradientTarget(victim, *judge, tape, eot=attack.eot, select_draws=attack.select_draws)
+        result = attack.perturb(target, replace(problem, tape=tape))
+        value_B = result.score_B.double()
+        if attack.minimum_norm:
+            # any success outranks a failure, whose score is at most 2 (1 - SSIM)
+            size_B = l2_norm(result.x_adv_BCHW - problem.x_BCHW)
+            value_B = torch.where(value_B >= problem.goal_B, 3 + 1 / (1 + size_B), value_B)
+        if found is None:
+            found = Best(result.x_adv_BCHW, value_B)
+        found.offer(result.x_adv_BCHW, value_B)
+    return problem.x_BCHW if found is None else found.x_BCHW
+
+
+def _query_batch(
+    attack: QueryAttack, victim: Victim, batch: MicroBatch, judge: tuple[Objective, Tensor], seed: int
+) -> Tensor:
+    objective, reference_BCHW = judge
+    rows = {batch.image_ids[b]: b for b in range(batch.count)}
+
+    def score(request: ScoreRequest) -> list[float]:
+        tape = Tape(seed=seed, image_ids=request.image_ids, stream="attack")
+        output, _ = victim.evaluate(request.x_NCHW, tape)
+        references = reference_BCHW[[rows[i] for i in request.image_ids]]
+        return [float(s) for s in objective.score(output, references)]
+
+    images = {image_id: batch.x_BCHW[b] for image_id, b in rows.items()}
+    chains = start_chains(attack, images, dict.fromkeys(images, float("inf")), seed)
+    drive(chains, Oracle(score, 0, objective.name, attack.budget), SLOTS)
+    best = {chain.key: chain.machine.best() for chain in chains}
+    x_adv_BCHW = batch.x_BCHW.clone()
+    for image_id, b in rows.items():
+        candidates = [best[image_id, restart] for restart in range(attack.restarts)]
+        x_adv_BCHW[b] = max(candidates, key=lambda found: found[1])[0]
+    return x_adv_BCHW

@@ -1,0 +1,134 @@
+"""From the model entry of a spec to a restorer that has answered once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from udc_ray.errors import SpecError, UserError, WeightsError, did_you_mean
+from udc_ray.models import zoo
+from udc_ray.models.base import ModuleRestorer, Restorer
+from udc_ray.models.checkpoints import SUFFIXES
+from udc_ray.spec import Entry
+
+
+def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:
+    """Load a restorer and probe it once.
+
+    Args:
+        entry: a name of the zoo (``default``, ``identity``, ``nafnet``), the path of a NAFNet's
+            weights, or ``package.module:factory``; its parameters, ``weights`` among them.
+        device: where it goes.
+
+    Raises:
+        SpecError: an unknown model or parameter.
+        WeightsError: weights or a model that cannot be used.
+    """
+    name = entry.name
+    if name in zoo.MODELS:
+        model: zoo.ZooModel = zoo.MODELS.get(name).build("model", entry.params)
+        restorer: Restorer = model.load()
+    elif Path(name).suffix.lower() in SUFFIXES or Path(name).is_file():
+        if entry.params:
+            raise SpecError(
+                f"a model given as a weights file takes no parameters: {', '.join(entry.params)}",
+                change="its sizes are read from the file; otherwise use the model's name with weights: PATH",
+            )
+        restorer = zoo.load_file(Path(name).expanduser())
+    elif ":" in name:
+        restorer = _call_factory(name, entry.params)
+    else:
+        known = did_you_mean(name, zoo.MODELS)
+        raise SpecError(f"unknown model {name!r}", change=f"{known}; or a weights file, or package.module:factory")
+    restorer = restorer.to(device)
+    probe(restorer, device)
+    return restorer
+
+
+def _call_factory(name: str, params: dict[str, Any]) -> Restorer:
+    """Call the user's ``package.module:factory(**params)``."""
+    factory = _import(name)
+    weights = params.get("weights")
+    path = Path(weights).expanduser() if weights is not None else None
+    if path is not None and not path.is_file():
+        raise WeightsError(f"there is no weights file {path}", "a wrong path", "check --weights")
+    try:
+        made = factory(**params)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's own code raises is theirs to see, as a message
+        raise WeightsError(
+            f"the model factory {name} failed: {type(error).__name__}: {error}",
+            "an error in the factory, or parameters that it does not take",
+            f"it is called as factory({', '.join(f'{k}=...' for k in params)})",
+        ) from error
+    if isinstance(made, nn.Module):
+        return ModuleRestorer(made, zoo.describe(made, name.rpartition(":")[2], path, source=name))
+    if not callable(made) or not hasattr(made, "descriptor") or not hasattr(made, "to"):
+        raise WeightsError(
+            f"{name} returned a {type(made).__name__}", change="a factory returns a torch.nn.Module or a Restorer"
+        )
+    restorer: Restorer = made
+    return restorer
+
+
+def _import(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # console scripts do not look here; last, so that nothing is hidden
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # importing runs the user's own code, which may raise anything
+        raise SpecError(
+            f"model {name!r} cannot be loaded: {type(error).__name__}: {error}",
+            "a wrong path or name, or a package that is not installed",
+            "give package.module:factory, importable from here",
+        ) from error
+    if not callable(factory):
+        raise SpecError(f"model {name!r} is a {type(factory).__name__}", change="name a function or a class")
+    return factory
+
+
+def probe(restorer: Restorer, device: str = "cpu", edge: int = 64) -> None:
+    """Restore one small ramp and check shape, type and finiteness of the result.
+
+    Raises:
+        WeightsError: with what the model did instead.
+    """
+    ramp = torch.linspace(0, 1, edge, device=device)
+    x_BCHW = (ramp[:, None] * ramp[None, :]).expand(1, restorer.descriptor.channels, edge, edge).contiguous()
+    model = restorer.descriptor.name
+    try:
+        with torch.no_grad():
+            output = restorer(x_BCHW)
+    except Exception as error:  # whatever a user's own model raises is theirs to see, as a message
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise WeightsError(
+            f"the model {model} fails on an image of {tuple(x_BCHW.shape)}: {type(error).__name__}: {first}",
+            "it wants another number of channels, another type than float32, a second input or a multiple of some size",
+            "wrap it in a Restorer that pads, converts and adds what it needs",
+        ) from error
+    _judge(output, x_BCHW, model)
+
+
+def _judge(output: object, x_BCHW: Tensor, model: str) -> None:
+    wrong = ""
+    if not isinstance(output, Tensor):
+        wrong = f"returns a {type(output).__name__}, not a tensor"
+    elif output.shape != x_BCHW.shape:
+        wrong = f"returns {tuple(output.shape)} for an image of {tuple(x_BCHW.shape)}"
+    elif output.dtype != torch.float32:
+        wrong = f"returns {output.dtype}, not torch.float32"
+    elif not bool(torch.isfinite(output).all()):
+        wrong = "returns values that are NaN or infinite"
+    if wrong:
+        raise WeightsError(
+            f"the model {model} {wrong}",
+            "a restorer returns one float32 image of the size of its input",
+            "select, resize or convert the output in a wrapper around the model",
+        )

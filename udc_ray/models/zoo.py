@@ -1,0 +1,146 @@
+"""The restorers that come by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from udc_ray.errors import WeightsError
+from udc_ray.hashing import file_sha256, module_sha256
+from udc_ray.models.base import Descriptor, ModuleRestorer
+from udc_ray.models.checkpoints import load_into, read_state_dict, require_fit
+from udc_ray.models.nafnet import NAFNet
+from udc_ray.params import Params
+from udc_ray.registry import Registry
+
+DEFAULT_WEIGHTS = Path(__file__).parent.parent / "weights" / "restorer" / "restorer.safetensors"
+
+
+class ZooModel(Params):
+    """A restorer as data: its architecture and where its weights are."""
+
+    weights: str | None = None
+    """Path of a weights file."""
+
+    def load(self) -> ModuleRestorer:
+        """Build the network and read its weights."""
+        raise WeightsError(f"the model {self.name!r} cannot be loaded", "it does not define load()")
+
+    def _file(self) -> Path | None:
+        return Path(self.weights).expanduser() if self.weights else None
+
+
+def describe(network: nn.Module, name: str, weights: Path | None, *, source: str = "", licence: str = "") -> Descriptor:
+    """Describe a network; without a file, the hash is of the values themselves, if it has any."""
+    values = module_sha256(network) if weights is None and network.state_dict() else None
+    convolution = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = getattr(network, "channels", convolution.in_channels if convolution is not None else 3)
+    return Descriptor(
+        name=name,
+        parameters=sum(p.numel() for p in network.parameters()),
+        channels=channels if channels in (3, 4) else 3,
+        size_multiple=int(getattr(network, "size_multiple", 1)),
+        sha256=file_sha256(weights) if weights is not None else values,
+        source=source,
+        licence=licence,
+    )
+
+
+class Identity(ZooModel):
+    """Returns its input: a control, whose attacked PSNR is that of the attacked image itself."""
+
+    name: ClassVar[str] = "identity"
+
+    def load(self) -> ModuleRestorer:
+        if self.weights is not None:
+            raise WeightsError("the model 'identity' has no weights", change="leave the weights out")
+        return ModuleRestorer(nn.Identity(), describe(nn.Identity(), self.name, None))
+
+
+class NAFNetModel(ZooModel):
+    """A NAFNet with any sizes, and weights of one's own."""
+
+    name: ClassVar[str] = "nafnet"
+    width: int = Field(default=32, ge=1)
+    encoder_blocks: tuple[int, ...] = (2, 2, 4, 8)
+    middle_blocks: int = Field(default=12, ge=0)
+    decoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    channels: int = Field(default=3, ge=3, le=4)
+
+    def load(self) -> ModuleRestorer:
+        path = self._file()
+        if path is None:
+            raise WeightsError("the model 'nafnet' needs weights", change="add --weights PATH")
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise WeightsError("encoder_blocks and decoder_blocks differ in length", change="give one number per level")
+        network = NAFNet(self.width, self.encoder_blocks, self.middle_blocks, self.decoder_blocks, self.channels)
+        load_into(network, read_state_dict(path), path)
+        return ModuleRestorer(network, describe(network, self.name, path, source=str(path)))
+
+
+class DefaultModel(ZooModel):
+    """The shipped restorer, NAFNet(16, (1, 1, 2, 4), 2, (1, 1, 1, 1)); its card lies beside the weights."""
+
+    name: ClassVar[str] = "default"
+
+    def load(self) -> ModuleRestorer:
+        path = self._file() or DEFAULT_WEIGHTS
+        if self.weights is None and not path.is_file():
+            raise WeightsError(
+                f"the weights of the default restorer are missing: {path}",
+                "an installation without its data files",
+                "install udc-ray again, or give --weights PATH",
+            )
+        network = NAFNet(16, (1, 1, 2, 4), 2, (1, 1, 1, 1))
+        load_into(network, read_state_dict(path), path)
+        source, licence = (str(path), "") if self.weights else ("trained by udc-ray; see card.json", "Apache-2.0")
+        return ModuleRestorer(network, describe(network, self.name, path, source=source, licence=licence))
+
+
+def infer_nafnet(state: Mapping[str, Tensor], path: Path) -> NAFNet:
+    """Build the NAFNet that a state dict belongs to, its sizes read from keys and shapes."""
+    intro = state.get("intro.weight")
+    if intro is None or intro.ndim != 4:
+        first = next(iter(state))
+        raise WeightsError(
+            f"{path} are no NAFNet weights: the key intro.weight is missing (the first key is {first})",
+            "a checkpoint alone does not say how another network is built",
+            "give the model that it belongs to: --model package.module:factory --weights PATH",
+        )
+    levels = _count(state, r"downs\.(\d+)\.")
+    encoder = [_count(state, rf"encoders\.{level}\.(\d+)\.") for level in range(levels)]
+    decoder = [_count(state, rf"decoders\.{level}\.(\d+)\.") for level in range(levels)]
+    middle = _count(state, r"middle_blks\.(\d+)\.")
+    with torch.device("meta"):  # sizes from a foreign file cost nothing, whatever they are
+        network = NAFNet(intro.shape[0], encoder, middle, decoder, intro.shape[1])
+    require_fit(network, state, path)
+    return network.to_empty(device="cpu")
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return len({found.group(1) for key in state if (found := re.match(pattern, key))})
+
+
+def load_file(path: Path) -> ModuleRestorer:
+    """Load a NAFNet of any size from its weights file alone."""
+    state = read_state_dict(path)
+    network = infer_nafnet(state, path)
+    load_into(network, state, path)
+    return ModuleRestorer(network, describe(network, path.stem, path, source=str(path)))
+
+
+MODELS: Registry[ZooModel] = Registry(
+    "model",
+    {
+        "default": "udc_ray.models.zoo:DefaultModel",
+        "identity": "udc_ray.models.zoo:Identity",
+        "nafnet": "udc_ray.models.zoo:NAFNetModel",
+    },
+)
+"""Models by name; a path and ``package.module:factory`` are understood by `udc_ray.models.loading`."""

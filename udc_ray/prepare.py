@@ -1,0 +1,148 @@
+"""Everything that can be known, and refused, before a run directory exists."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+
+from udc_ray.attacks.objectives import get_objective
+from udc_ray.checks import ON_REQUEST
+from udc_ray.data.base import Dataset
+from udc_ray.data.open import open_dataset
+from udc_ray.errors import DataError, SpecError, did_you_mean
+from udc_ray.fingerprint import fingerprint, fingerprint_document
+from udc_ray.metrics.protocols import get_protocol
+from udc_ray.models.base import Restorer
+from udc_ray.models.loading import load_restorer
+from udc_ray.plan import Plan, make_plan, read_defence
+from udc_ray.probe import Resolved
+from udc_ray.setup import HostSetup
+from udc_ray.spec import RunSpec, canonical_json
+
+SMALLEST_SIDE = 16
+MAX_SHAPES = 4
+"""Image shapes that the probes look at, the largest ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A validated run.
+
+    Attributes:
+        setup: what the hosts need.
+        document: what the fingerprint is the hash of.
+        shapes: C, H, W of the images, as far as the probes need them.
+        restorer: the loaded restorer, for a host in this process.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    setup: HostSetup
+    document: dict[str, object]
+    shapes: tuple[tuple[int, int, int], ...]
+    restorer: Restorer
+    device: str
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` takes a GPU where there is one."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise SpecError("run.device is cuda, but no GPU is visible", "no driver, or a CPU build of torch")
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and available) else "cpu"
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Load, check and hash all that a run depends on; nothing is written.
+
+    Raises:
+        UserError: something cannot be used.
+    """
+    device = choose_device(spec.run.device)
+    get_protocol(spec.protocol)
+    get_objective(spec.objective)
+    _check_names(spec)
+    restorer = load_restorer(spec.model)
+    dataset = open_dataset(spec.data, spec.limit, spec.seed, channels=restorer.descriptor.channels)
+    spec = _fit_objective(spec, dataset)
+    shapes = _check_images(dataset, restorer)
+    hashes = _hashes(spec, dataset, restorer)
+    document = fingerprint_document(spec, hashes, device)
+    shared = {key: value for key, value in document.items() if key not in {"attacks", "defenses", "files"}}
+    own = {key: value for key, value in hashes.items() if not key.startswith("defense:")}
+    plan = make_plan(spec, hashlib.sha256(canonical_json([shared, own]).encode()).hexdigest())
+    _check_attacks(spec, plan, dataset)
+    threads = spec.run.threads
+    slots = 4 if spec.run.micro_batch == "auto" else spec.run.micro_batch
+    setup = HostSetup(
+        spec=spec,
+        plan=plan,
+        dataset=dataset,
+        fingerprint=fingerprint(spec, hashes, device),
+        model_name=restorer.descriptor.name,
+        resolved=Resolved(micro_batch=slots, threads=threads, device_type=device),
+    )
+    return Prepared(setup=setup, document=document, shapes=shapes, restorer=restorer, device=device)
+
+
+def _check_names(spec: RunSpec) -> None:
+    for name in spec.checks:
+        if name not in ON_REQUEST:
+            raise SpecError(f"unknown check {name!r} in checks", change=did_you_mean(name, ON_REQUEST))
+
+
+def _fit_objective(spec: RunSpec, dataset: Dataset) -> RunSpec:
+    """Without a truth, damage is measured against the victim's own clean output."""
+    objective = get_objective(spec.objective)
+    if dataset.has_truth or objective.reference == "clean":
+        return spec
+    return spec.model_copy(update={"objective": f"{spec.objective}-clean"})
+
+
+def _check_images(dataset: Dataset, restorer: Restorer) -> tuple[tuple[int, int, int], ...]:
+    """Read every image once, so that a bad one is known before the run begins."""
+    shapes: dict[tuple[int, int, int], None] = {}
+    for image_id in dataset.image_ids:
+        sample = dataset.load(image_id)
+        channels, height, width = sample.degraded.shape
+        if channels != restorer.descriptor.channels:
+            raise DataError(
+                f"image {image_id} has {channels} channels; {restorer.descriptor.name} takes "
+                f"{restorer.descriptor.channels}",
+                "raw planes and RGB are mixed up",
+                "declare the same channels in model and data",
+            )
+        if min(height, width) < SMALLEST_SIDE:
+            raise DataError(f"image {image_id} is {width}x{height}", "too small", f"give at least {SMALLEST_SIDE} px")
+        shapes[channels, height, width] = None
+    return tuple(sorted(shapes, key=math.prod, reverse=True)[:MAX_SHAPES])
+
+
+def _hashes(spec: RunSpec, dataset: Dataset, restorer: Restorer) -> dict[str, str]:
+    hashes = {f"data:{name}": value for name, value in dataset.file_hashes().items()}
+    if restorer.descriptor.sha256 is not None:
+        hashes["model"] = restorer.descriptor.sha256
+    for number, entry in enumerate(spec.defenses):
+        purifier = read_defence(entry).purifier
+        for name, value in purifier.weight_hashes().items() if purifier is not None else ():
+            hashes[f"defense:{number}:{entry.name}:{name}"] = value
+    return hashes
+
+
+def _check_attacks(spec: RunSpec, plan: Plan, dataset: Dataset) -> None:
+    """Refuse attacks that look for an event when nothing says what the event is."""
+    for entry in plan.attacks:
+        attack = entry.attack
+        if not attack.minimum_norm and getattr(attack, "stop", "never") == "never":
+            continue
+        objective = get_objective(attack.objective or spec.objective)
+        if not objective.name.startswith("mse"):
+            raise SpecError(f"{entry.name} needs an objective from which PSNR follows", change="use mse or mse-clean")
+        if objective.reference == "clean" and spec.success.psnr_below is None:
+            raise SpecError(
+                f"{entry.name} ends when an image is harmed, but nothing says what harmed is",
+                "against the model's own clean output there is no PSNR to drop from",
+                "give success: {psnr_below: dB}",
+            )

@@ -1,0 +1,208 @@
+"""From records to rows: one row per cell and metric, and the worst over attacks. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from udc_ray.checks.base import CheckResult, lowest
+from udc_ray.metrics.statistics import CLAIM_SIZE, CellRecords, Estimate, PerImage, estimate, group_cells, wilson
+from udc_ray.plan import describe_eps
+from udc_ray.records import Record
+from udc_ray.spec import RunSpec
+
+METRICS = (
+    "psnr_degraded",
+    "psnr_clean",
+    "psnr_noise",
+    "psnr_adv",
+    "ssim_clean",
+    "ssim_adv",
+    "drop_psnr",
+    "queries",
+    "grad_evals",
+    "seconds",
+)
+ROBUST = "robust_psnr"
+_HIGH_IS_WORST = frozenset({"drop_psnr", "queries", "grad_evals", "seconds"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of the report, with all that is said beside it.
+
+    Attributes:
+        cell: the cell; None for a worst over several.
+        label: for people.
+        metric: a results column, ``drop_psnr``, ``success`` (rate) or ``robust_psnr``.
+        mean, ci_low, ci_high: None where unknown; the interval from two images on.
+        n, of: images that the number stands on, and images that were asked for.
+        worst, worst_image: the worst image's value.
+        grad_mode: None for the worst over all the gradient modes of a defence.
+        note: what must be read with the number.
+        failed_checks: names of the checks of this cell that failed.
+    """
+
+    cell: str | None
+    label: str
+    metric: str
+    mean: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    of: int
+    worst: float | None = None
+    worst_image: str | None = None
+    attack: str | None
+    norm: str
+    eps: float | None
+    budget: int | None = None
+    defense: str
+    grad_mode: str | None
+    note: str = ""
+    failed_checks: tuple[str, ...] = ()
+
+    @property
+    def attack_label(self) -> str:
+        """The attack and its threat, without the defence."""
+        return self.label.partition(" | ")[0]
+
+
+def make_rows(records: Iterable[Record], spec: RunSpec, checks: Sequence[CheckResult] = ()) -> list[Row]:
+    """All rows, defences and attacks in the order of the spec, the robust rows of a defence last.
+
+    A cell's number is the mean of its per-image values (mean over samples, worst over restarts);
+    queries and seconds are what all restarts of an image spent together.
+    """
+    failed = _failed(checks)
+    cells = sorted(group_cells(records), key=lambda c: _order(c, spec))
+    rows = []
+    for defense in dict.fromkeys(c.head.defense for c in cells):
+        mine = [c for c in cells if c.head.defense == defense]
+        rows += [row for c in mine for row in _cell_rows(c, spec.seed, failed.get(c.head.cell, ()))]
+        rows += _robust_rows(mine, spec.seed, failed)
+    return rows
+
+
+def _failed(checks: Sequence[CheckResult]) -> dict[str, tuple[str, ...]]:
+    failed: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    for check in checks:
+        if check.verdict == "fail" and check.cell is not None:
+            failed[check.cell] += (check.check,)
+    return dict(failed)
+
+
+def _order(cell: CellRecords, spec: RunSpec) -> tuple[object, ...]:
+    head = cell.head
+    defenses = ["none", *(e.name for e in spec.defenses if e.name != "none")]
+    attacks = [e.name for e in spec.attacks]
+    return (
+        defenses.index(name) if (name := head.defense.split()[0]) in defenses else len(defenses),
+        head.defense,
+        attacks.index(head.attack) if head.attack in attacks else len(attacks),
+        head.norm != "linf",
+        head.eps or 0.0,
+        cell.attack_label,
+        head.grad_mode != "blind",
+        head.grad_mode,
+        head.cell,
+    )
+
+
+def _cell_rows(cell: CellRecords, seed: int, failed: tuple[str, ...]) -> list[Row]:
+    head, of = cell.head, len(cell.images)
+    empty = Row(
+        cell=head.cell,
+        label=head.label,
+        metric="",
+        mean=None,
+        ci_low=None,
+        ci_high=None,
+        n=0,
+        of=of,
+        attack=head.attack,
+        norm=head.norm,
+        eps=head.eps,
+        budget=head.budget,
+        defense=head.defense,
+        grad_mode=head.grad_mode,
+        failed_checks=failed,
+    )
+    rows = [_filled(replace(empty, metric=metric), cell.per_image(metric), seed) for metric in METRICS]
+    # A cell whose units all failed still says so: psnr_adv, 0 of N.
+    kept = [row for row in rows if row.mean is not None or row.metric == "psnr_adv"]
+    return kept + _success_row(replace(empty, metric="success"), cell.per_image("success"))
+
+
+def _filled(row: Row, values: PerImage, seed: int) -> Row:
+    found = estimate(values, seed)
+    if found is None:
+        return replace(row, note=_note(0, row.of))
+    pick = max if row.metric in _HIGH_IS_WORST else min
+    image = pick(sorted(values), key=lambda i: values[i])
+    return replace(_with(row, found), worst=values[image], worst_image=image)
+
+
+def _success_row(row: Row, values: PerImage) -> list[Row]:
+    """Share of images that the attack harmed, by the mean over samples; Wilson interval."""
+    return [_with(row, wilson(sum(v >= 0.5 for v in values.values()), len(values)))] if values else []
+
+
+def _with(row: Row, found: Estimate) -> Row:
+    return replace(
+        row, mean=found.mean, ci_low=found.ci_low, ci_high=found.ci_high, n=found.n, note=_note(found.n, row.of)
+    )
+
+
+def _note(n: int, of: int) -> str:
+    parts = [f"{n} of {of} images"] if n < of else []
+    parts += [f"n = {n}, too few for a claim"] if n < CLAIM_SIZE else []
+    return "; ".join(parts)
+
+
+def _robust_rows(cells: Sequence[CellRecords], seed: int, failed: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    """Per threat and gradient mode of one defence, the per-image worst over attacks and restarts.
+
+    Minimum-norm attacks have no radius and are left out. A defence with several gradient modes
+    gets one more row, over all of them: an attacker may choose.
+    """
+    bounded = [c for c in cells if c.head.eps is not None]
+    rows = []
+    for threat in dict.fromkeys((c.head.norm, c.head.eps) for c in bounded):
+        mine = [c for c in bounded if (c.head.norm, c.head.eps) == threat]
+        modes: list[str | None] = list(dict.fromkeys(c.head.grad_mode for c in mine))
+        for mode in modes + ([None] if len(modes) > 1 else []):
+            group = [c for c in mine if mode in (None, c.head.grad_mode)]
+            rows.append(_robust_row(group, mode, seed, failed))
+    return rows
+
+
+def _robust_row(
+    cells: Sequence[CellRecords], mode: str | None, seed: int, failed: Mapping[str, tuple[str, ...]]
+) -> Row:
+    head = cells[0].head
+    size = f"{head.norm} {describe_eps(head.eps or 0.0)}"
+    shield = "none" if head.defense == "none" else f"{head.defense} {mode or 'any'}"
+    images = {i for c in cells for i in c.images}
+    parts = [c.per_image("psnr_adv") for c in cells]
+    row = Row(
+        cell=None,
+        label=f"robust {size} | {shield}",
+        metric=ROBUST,
+        mean=None,
+        ci_low=None,
+        ci_high=None,
+        n=0,
+        of=len(images),
+        attack=None,
+        norm=head.norm,
+        eps=head.eps,
+        defense=head.defense,
+        grad_mode=mode,
+        failed_checks=tuple(sorted({name for c in cells for name in failed.get(c.head.cell, ())})),
+    )
+    row = _filled(row, lowest(parts), seed)
+    lacking = sum(any(i not in part for part in parts) for i in images)
+    extra = f"{lacking} images lack an attack" if lacking else ""
+    return replace(row, note="; ".join(filter(None, [extra, row.note])))

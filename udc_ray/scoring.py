@@ -1,0 +1,172 @@
+"""From attacked images to records: every cell of a unit, every image, restart and sample."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from udc_ray.attacks.threat import l2_norm, linf_norm
+from udc_ray.crafted import Crafted
+from udc_ray.data.base import Sample
+from udc_ray.evaluation import CONTROL_DRAWS, Control, Reading
+from udc_ray.failures import cell_columns
+from udc_ray.plan import Cell, Unit
+from udc_ray.records import Record
+from udc_ray.results import Adversarial, UnitResult
+
+if TYPE_CHECKING:
+    from udc_ray.host import Host
+
+
+def score_unit(host: Host, unit: Unit, crafted: list[Crafted]) -> UnitResult:
+    """Score attacked images through every cell of their unit."""
+    records: list[Record] = []
+    by_restart: dict[int, list[Crafted]] = defaultdict(list)
+    for item in crafted:
+        by_restart[item.restart].append(item)
+    for cell in unit.cells:
+        scores = CellScores(host, unit, cell)
+        for items in by_restart.values():
+            records += scores.records(items)
+    images = _kept(host, unit, crafted, records)
+    curves = {
+        f"{cell.id}/{item.image_id}/{item.restart}": item.curve
+        for cell in unit.cells
+        if cell.grad_mode != "blind"
+        for item in crafted
+        if item.curve
+    }
+    return UnitResult(records=records, images=images, curves=curves, executed=dict(host.evaluator.executed))
+
+
+class Scores(NamedTuple):
+    """Quality of one image in one cell and draw; PSNR in dB."""
+
+    degraded: float | None
+    noise: float
+    clean: Reading
+    adversarial: Reading
+
+
+class CellScores:
+    """Scores attacked images through one cell.
+
+    Args:
+        host: where the models are.
+        unit: the unit that the images belong to.
+        cell: the cell.
+    """
+
+    def __init__(self, host: Host, unit: Unit, cell: Cell) -> None:
+        self.host, self.unit, self.cell = host, unit, cell
+        self.entry = host.setup.plan.attacks[cell.attack]
+        self.defence = host.setup.plan.defences[cell.defence]
+        self.victim = host.victim(cell.defence)
+
+    def records(self, items: Sequence[Crafted]) -> list[Record]:
+        """Records of the images of one restart."""
+        started = time.monotonic()
+        host = self.host
+        samples = [host.sample(item.image_id) for item in items]
+        references = [host.reference(self.cell.defence, s.image_id, "truth") for s in samples]
+        adversarial = host.evaluator.read(self.victim, samples, [i.x_adv_CHW for i in items], references)
+        clean = host.baselines.clean(self.cell.defence, self.victim, samples, references)
+        control = self._control(samples, items)
+        noise = host.baselines.noise(self.cell.defence, self.victim, samples, references, control)
+        degraded = host.evaluator.input_quality(samples)
+        seconds = (time.monotonic() - started) / len(items)
+        scores = [
+            [Scores(degraded[n], noise[n], clean[n][draw], adversarial[draw][n]) for draw in range(self.victim.samples)]
+            for n in range(len(items))
+        ]
+        return [
+            self._record(item, draw, one, seconds + item.seconds)
+            for item, draws in zip(items, scores, strict=True)
+            for draw, one in enumerate(draws)
+        ]
+
+    def _control(self, samples: Sequence[Sample], items: Sequence[Crafted]) -> Control:
+        attack = self.entry.attack
+        if attack.eps is not None:
+            return Control(norm=attack.norm, sizes=(attack.eps,) * len(items))
+        reached = [float(l2_norm((i.x_adv_CHW - s.degraded)[None])) for i, s in zip(items, samples, strict=True)]
+        return Control(norm="l2", sizes=tuple(reached))
+
+    def _record(self, item: Crafted, draw: int, scores: Scores, seconds: float) -> Record:
+        sample = self.host.sample(item.image_id)
+        delta = (item.x_adv_CHW - sample.degraded)[None]
+        has_truth = sample.truth is not None
+        clean, adversarial = scores.clean, scores.adversarial
+        return Record(
+            **cell_columns(self.host.setup, self.cell),
+            image_id=sample.image_id,
+            sample=draw,
+            restart=item.restart,
+            psnr_degraded=scores.degraded,
+            psnr_clean=clean.psnr if has_truth else None,
+            psnr_noise=scores.noise,
+            psnr_adv=adversarial.psnr,
+            ssim_clean=clean.ssim if has_truth else None,
+            ssim_adv=adversarial.ssim,
+            linf=float(linf_norm(delta)),
+            l2=float(l2_norm(delta)),
+            queries=item.queries,
+            queries_harness=2 * self.victim.samples + CONTROL_DRAWS,
+            queries_reexecuted=0,
+            grad_evals=item.grad_evals,
+            nfe=adversarial.nfe,
+            success=self._success(clean, adversarial, has_truth),
+            stop_reason=item.stop_reason,
+            seconds=seconds,
+            host=self.host.name,
+        )
+
+    def _success(self, clean: Reading, adversarial: Reading, has_truth: bool) -> bool | None:
+        wanted = self.host.setup.spec.success
+        if adversarial.psnr is None:
+            return None
+        if wanted.psnr_below is not None:
+            return adversarial.psnr <= wanted.psnr_below
+        if not has_truth or clean.psnr is None:
+            return None
+        return clean.psnr - adversarial.psnr >= wanted.drop_db
+
+
+def _kept(host: Host, unit: Unit, crafted: list[Crafted], records: list[Record]) -> list[Adversarial]:
+    """The attacked images that the spec wants kept, under the cell that they were made for."""
+    save = host.setup.spec.run.save
+    own = [c for c in unit.cells if c.grad_mode != "blind"]
+    if save == "none" or not own:
+        return []
+    cell = own[0]
+    chosen = crafted if save == "all" else [_worst(items, cell, records) for items in _by_image(crafted)]
+    return [
+        Adversarial(
+            cell=cell.id,
+            image_id=item.image_id,
+            restart=item.restart,
+            x=host.sample(item.image_id).degraded.numpy(),
+            x_adv=item.x_adv_CHW.numpy(),
+        )
+        for item in chosen
+    ]
+
+
+def _by_image(crafted: list[Crafted]) -> list[list[Crafted]]:
+    groups: dict[str, list[Crafted]] = defaultdict(list)
+    for item in crafted:
+        groups[item.image_id].append(item)
+    return list(groups.values())
+
+
+def _worst(items: list[Crafted], cell: Cell, records: list[Record]) -> Crafted:
+    """The restart with the lowest attacked PSNR, mean over samples."""
+
+    def psnr(item: Crafted) -> float:
+        rows = [r.psnr_adv for r in records if r.key[:3] == (cell.id, item.image_id, item.restart)]
+        known = [p for p in rows if p is not None]
+        return sum(known) / len(known) if known else float("inf")
+
+    return min(items, key=psnr)
