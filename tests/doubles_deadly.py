@@ -1,4 +1,4 @@
-"""A restorer that ends its process when it meets the image that a marker file names."""
+"""A restorer that ends its process when it meets the image whose mean its weights file names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 
 class Deadly(nn.Module):
+    def __init__(self, mean: float) -> None:
+        super().__init__()
+        self.mean = mean
+
     def forward(self, x: Tensor) -> Tensor:
-        marker = Path(os.environ.get("UDC_RAY_TEST_DEADLY", "/nonexistent"))
-        if marker.exists() and any(abs(float(image.mean()) - float(marker.read_text())) < 1e-6 for image in x):
+        if any(abs(float(image.mean()) - self.mean) < 1e-6 for image in x):
             os._exit(1)
         return x * torch.ones(1)
 
 
-def make() -> nn.Module:
-    return Deadly()
+def make(weights: str) -> nn.Module:
+    return Deadly(float(Path(weights).read_text()))

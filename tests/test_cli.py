@@ -181,9 +181,9 @@ def test_report_prints_the_same_from_the_files(finished_run: tuple[Path, Answer]
     assert (again.code, again.out, again.err) == (0, answer.out, "")
 
 
-def test_the_width_follows_columns(finished_run: tuple[Path, Answer]) -> None:
-    wide = call("report", finished_run[0], COLUMNS="140").out
-    assert 100 < max(map(len, wide.splitlines())) <= 140
+def test_a_pipe_is_100_columns_wide_unless_columns_says_otherwise() -> None:
+    for told, width in (({}, 100), ({"COLUMNS": "70"}, 70), ({"COLUMNS": "130"}, 130)):
+        assert max(map(len, call("list", "attacks", **told).out.splitlines())) == width
 
 
 def test_json_prints_the_summary_and_nothing_else(finished_run: tuple[Path, Answer]) -> None:
@@ -209,13 +209,15 @@ def test_failed_units_exit_with_1_and_resume_tries_them_again(tmp_path: Path, mo
     flag = tmp_path / "mended"
     body = f"""
     import pathlib
-    if x.requires_grad and not pathlib.Path({str(flag)!r}).exists():
+    self.gradients = getattr(self, "gradients", 0) + x.requires_grad
+    if x.requires_grad and self.gradients > 1 and not pathlib.Path({str(flag)!r}).exists():  # the first is the probe
         raise RuntimeError("boom")
     """
     _write_model(tmp_path, "failing_model", body)
     monkeypatch.syspath_prepend(tmp_path)
     words = ["--in-process", "--model", "failing_model:make", "--set", "data.size=48", "--limit", "1"]
     words += ["--attack", "noise", "--attack", "fgsm", "--defense", "none", "--out", str(tmp_path / "run")]
+    words += ["--set", "run.micro_batch=1"]
     first = call("evaluate", *words)
     assert first.code == 1
     assert "boom" in first.err
@@ -422,8 +424,9 @@ def test_simulate(tmp_path: Path) -> None:
     words = [tmp_path / "a.png", tmp_path / "out", "--display", "poled", "--psf", tmp_path / "psf.png"]
     answer = call("simulate", *words)
     assert (answer.code, answer.err) == (0, "")
-    assert np.asarray(Image.open(tmp_path / "out" / "a.png")).shape == (48, 48, 3)
-    assert Image.open(tmp_path / "psf.png").width > 100
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert image.size == (48, 48)
+    assert (tmp_path / "psf.png").read_bytes().startswith(b"\x89PNG")
     again = call("simulate", *words)
     assert (again.code, again.out) == (2, "")
     refused = call("simulate", tmp_path / "a.png", tmp_path / "halo", "--light-source")
@@ -435,7 +438,7 @@ def test_train(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     tune = sorted(split_names("tune"))[0]
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     for name in (tune, "own"):
         Image.fromarray(noise).save(photos / f"{name}.png")
     words = ["train", "restorer", "--photos", photos, "--out", out, "--batch", "1", "--crop", "16", "--threads", "1"]
@@ -513,20 +516,20 @@ def test_exit_codes_are_those_of_the_manual() -> None:
 
 
 def test_ctrl_c_drains_and_the_printed_command_completes_the_run(tmp_path: Path) -> None:
-    words = [*SMALL, "--limit", "6", "--attack", "noise", "--attack", "square:budget=1500", "--defense", "none"]
+    words = [*SMALL, "--limit", "4", "--attack", "noise", "--attack", "square:budget=500", "--defense", "none"]
     words += ["--set", "run.chunk=1", "--set", "run.micro_batch=2"]
     out, whole = tmp_path / "run", tmp_path / "whole"
     stopped = _interrupt_after_a_part([*words, "--out", str(out)], out)
     assert stopped.code == 130, stopped.err
     assert stopped.out == ""
     kept = len(list(out.glob("parts/*.parquet")))
-    assert 1 <= kept < 12
+    assert 1 <= kept < 8
     assert call(*_resume_command(stopped.err)[1:]).code == 0
     assert call("evaluate", *words, "--out", whole).code == 0
     first, second = (pq.read_table(folder / "results.parquet").drop_columns(VOLATILE) for folder in (out, whole))
-    assert first.num_rows == 12
+    assert first.num_rows == 8
     assert first.equals(second)
-    assert len(list(out.glob("parts/*.parquet"))) == 12
+    assert len(list(out.glob("parts/*.parquet"))) == 8
 
 
 def _interrupt_after_a_part(words: list[str], out: Path) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from udc_ray.config import Overrides, build_spec
+from udc_ray.data.open import open_dataset
+from udc_ray.errors import UserError
 from udc_ray.host import Host
 from udc_ray.pool import InProcessPool, Outcome
 from udc_ray.prepare import Prepared, prepare
 from udc_ray.records import VOLATILE
 from udc_ray.run import Settings, execute
+from udc_ray.spec import Entry
 from udc_ray_cluster.pool import RayPool
 from udc_ray_cluster.session import session
 
@@ -135,19 +139,24 @@ def test_only_loopback_is_listened_on(prepared: Prepared, ray_session: None, tmp
 
 
 def test_a_unit_that_kills_its_hosts_is_recorded_and_skipped(ray_session: None, tmp_path: Path) -> None:
-    flags = Overrides(attacks=("noise",), defenses=("none",), limit=3, model=DEADLY)
+    images = open_dataset(Entry(name="shipped", params={"size": 32}), limit=3)
+    condemned = images.image_ids[1]
+    marker = tmp_path / "mean.txt"
+    marker.write_text(repr(float(images.load(condemned).degraded.mean())))
+    flags = Overrides(attacks=("noise",), defenses=("none",), limit=3, model=DEADLY, weights=str(marker))
     deadly = prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=1", "run.micro_batch=1")))
-    victim = deadly.setup.dataset.load(deadly.setup.dataset.image_ids[1])
-    marker = tmp_path / "deadly"
-    marker.write_text(repr(float(victim.degraded.mean())))
-    os.environ["UDC_RAY_TEST_DEADLY"] = str(marker)
-    try:
-        listener = Quiet()
-        run_on_ray(deadly, tmp_path / "run", 1, listener)
-    finally:
-        del os.environ["UDC_RAY_TEST_DEADLY"]
+    run_on_ray(deadly, tmp_path / "run", 1, Quiet())
     rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
-    failed = [row["image_id"] for row in rows if row["error"]]
-    assert failed == [deadly.setup.dataset.image_ids[1]]
-    assert all(row["psnr_adv"] is not None for row in rows if not row["error"])
-    assert all(row["psnr_adv"] is None for row in rows if row["error"])
+    assert [row["image_id"] for row in rows if row["error"]] == [condemned]
+    assert all((row["psnr_adv"] is None) == (row["error"] is not None) for row in rows)
+    assert "died 3 times" in next(row["error"] for row in rows if row["error"])
+
+
+def test_a_model_that_no_host_can_load_is_one_message(ray_session: None, tmp_path: Path) -> None:
+    flags = Overrides(attacks=("noise",), defenses=("none",), limit=1)
+    fine = prepare(build_spec(flags=flags, sets=("data.size=32",)))
+    elsewhere = replace(fine.setup, spec=fine.setup.spec.model_copy(update={"model": Entry(name="only_here:make")}))
+    pool = RayPool(elsewhere, 1, "cpu")
+    with pytest.raises(UserError, match="only_here"):
+        pool.resolve(fine.shapes)
+    pool.close()

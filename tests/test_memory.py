@@ -27,9 +27,9 @@ def test_halves_until_it_fits(failed: int, largest: int, fits: int) -> None:
 
 
 def test_message_names_the_size_that_fits() -> None:
-    with pytest.raises(DeviceMemoryError, match=r"in pgd at micro_batch 16; .*run\.micro_batch=4$"):
-        with explained(device_for(5), 16, "pgd"):
-            device_for(5)(16)
+    message = r"in pgd at micro_batch 16; .*run\.micro_batch=4$"
+    with pytest.raises(DeviceMemoryError, match=message), explained(device_for(5), 16, "pgd"):
+        device_for(5)(16)
     with pytest.raises(DeviceMemoryError, match="not even one image fits"), explained(device_for(0), 4, "pgd"):
         device_for(0)(4)
 
@@ -63,6 +63,8 @@ def test_another_error_of_the_trial_is_not_swallowed() -> None:
 
 
 def test_a_real_allocation_that_cannot_be() -> None:
-    with pytest.raises(DeviceMemoryError, match="micro_batch=1"):
-        with explained(lambda slots: None if slots == 1 else torch.empty(2**58), 2, "an absurd tensor"):
-            torch.empty(2**58)
+    def trial(slots: int) -> None:
+        torch.empty(1 if slots == 1 else 2**58)
+
+    with pytest.raises(DeviceMemoryError, match="micro_batch=1"), explained(trial, 2, "an absurd tensor"):
+        trial(2)

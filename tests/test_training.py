@@ -131,7 +131,7 @@ def states(made: Trainer) -> Iterator[Tensor]:
 def test_resume_gives_the_same_bits(
     scenes: list[crops.Scene], uninterrupted: tuple[list[float], Trainer], tmp_path: Path, stop: int
 ) -> None:
-    """The step that fails is lost, and so is what came after the last checkpoint: no more."""
+    """A stop between two steps loses nothing."""
 
     def stopping(step: int, loss: float) -> None:
         if step == stop:
@@ -140,11 +140,28 @@ def test_resume_gives_the_same_bits(
     with pytest.raises(Stopped):
         trainer(scenes, tmp_path).run(stopping)
     resumed, losses = trainer(scenes, tmp_path), []
-    assert resumed.step == (stop - 1) // 2 * 2
+    assert resumed.step == stop
     started_at = resumed.step
     assert resumed.run(lambda _, loss: losses.append(loss))
     assert losses == uninterrupted[0][started_at:]
     assert all(torch.equal(a, b) for a, b in zip(states(resumed), states(uninterrupted[1]), strict=True))
+
+
+def test_a_step_that_fails_is_not_saved_half_done(
+    scenes: list[crops.Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = trainer(scenes, tmp_path)
+    step = failing.optimizer.step
+
+    def fail_at_the_fourth(*args: object, **kwargs: object) -> None:
+        step()
+        if failing.step == 3:
+            raise Stopped
+
+    monkeypatch.setattr(failing.optimizer, "step", fail_at_the_fourth)
+    with pytest.raises(Stopped):
+        failing.run(ignore)
+    assert trainer(scenes, tmp_path).step == 2  # the last checkpoint, not the torn step
 
 
 def test_time_up_leaves_a_checkpoint(scenes: list[crops.Scene], tmp_path: Path) -> None:

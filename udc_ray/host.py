@@ -26,7 +26,7 @@ from udc_ray.baselines import Baselines
 from udc_ray.batching import stack
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals, craft_by_gradients, craft_by_queries
-from udc_ray.errors import DeviceMemoryError, SpecError
+from udc_ray.errors import DeviceMemoryError, SpecError, UserError, WeightsError
 from udc_ray.evaluation import Evaluator
 from udc_ray.metrics.protocols import get_protocol
 from udc_ray.models.base import Restorer
@@ -83,6 +83,16 @@ class Host:
                 return probe.settle(networks, list(shapes), asked, self.device)
         except DeviceMemoryError as error:
             raise SpecError(str(error), "images, model or micro_batch are too large for the device") from error
+        except UserError:
+            raise
+        except Exception as error:  # a user's model may raise anything
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise WeightsError(
+                f"the model {self.restorer.descriptor.name} fails on images of {shapes[0]}: "
+                f"{type(error).__name__}: {reason}",
+                "it wants a multiple of some size, or breaks the gradient (numpy, detach)",
+                "pad inside the model; without gradients list query attacks only",
+            ) from error
 
     def victim(self, defence: int, grad_mode: str = "full") -> Victim:
         """The model that an attack on this defence sees; purifiers are prepared once."""

@@ -91,6 +91,8 @@ def purify(images: Sequence[Sample], defense: str = "ddim", *, seed: int = 0, **
 
 def measure(restorer: Restorer, images: Sequence[Sample], protocol: str = "strict") -> float:
     """Mean PSNR in dB of the restored images against the truth."""
+    if not images:
+        raise DataError("there are no images to measure", "an empty list", "take samples first")
     scorer, total = get_protocol(protocol), 0.0
     for batch in micro_batches([s.image_id for s in images], [s.degraded for s in images], SLOTS):
         with torch.no_grad():

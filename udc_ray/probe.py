@@ -29,9 +29,14 @@ class Resolved:
 
 
 def output_and_gradient(network: Network, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Output, and the gradient of its mean square per image with respect to the input."""
+    """Output, and the gradient of its mean square per image with respect to the input.
+
+    A network that gives no gradient (its queries can still be answered) has the gradient 0.
+    """
     leaf = x_BCHW.detach().clone().requires_grad_(True)
     output = network(leaf)
+    if not output.requires_grad:
+        return output, torch.zeros_like(leaf)
     gradient = torch.autograd.grad(output.square().flatten(1).mean(dim=1).sum(), leaf)[0]
     return output.detach(), gradient
 

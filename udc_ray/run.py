@@ -11,6 +11,7 @@ from typing import Protocol
 from udc_ray import environment
 from udc_ray.attacks.query import QueryAttack
 from udc_ray.checks import CheckResult, run_checks
+from udc_ray.errors import UserError
 from udc_ray.failures import failed_records
 from udc_ray.interrupt import Drain
 from udc_ray.plan import Unit
@@ -108,15 +109,15 @@ def execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, sett
             listener.note(f"warning: {part} cannot be read and is done again: {reason}")
         if not todo and _has_pictures(run, setup):
             listener.note("everything is done already")
-            return _report(run, setup, None, 0)
+            return _report(run, setup, None, 0, listener)
         with closing(make_pool(setup)) as pool:
-            setup = _resolve(run, prepared, pool, listener)
+            setup = _resolved_or_discarded(run, prepared, pool, listener)
             hours = float("inf") if settings.max_hours is None else settings.max_hours
             deadline = time.monotonic() + hours * 3600
             failed = _work(run, setup, pool, _Flow(todo, drain, deadline, listener))
             run.update_environment(devices=pool.describe(), end=environment.now())
             drain.raise_if_asked()
-            return _report(run, setup, pool, failed)
+            return _report(run, setup, pool, failed, listener)
 
 
 @dataclass
@@ -151,6 +152,15 @@ def _todo(run: RunDirectory, setup: HostSetup, retry_failed: bool) -> list[Unit]
     if run.resumed and not retry_failed:
         done |= run.quarantined(budgets(setup))
     return list(setup.plan.units(setup.dataset.image_ids, chunk, done))
+
+
+def _resolved_or_discarded(run: RunDirectory, prepared: Prepared, pool: WorkPool, listener: Listener) -> HostSetup:
+    """Probe the hosts; a run whose model cannot be used leaves no directory behind."""
+    try:
+        return _resolve(run, prepared, pool, listener)
+    except UserError:
+        run.discard()
+        raise
 
 
 def _resolve(run: RunDirectory, prepared: Prepared, pool: WorkPool, listener: Listener) -> HostSetup:
@@ -196,7 +206,7 @@ def _stored(setup: HostSetup, outcome: Outcome) -> UnitResult:
     return replace(outcome.result, records=records)
 
 
-def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: int) -> Finished:
+def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: int, listener: Listener) -> Finished:
     """Compact, check, summarise and draw."""
     records = run.compact()
     checks = run_checks(records, setup.spec)
@@ -204,7 +214,7 @@ def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: 
     run.write_json("checks.json", [check.to_json() for check in checks])
     run.write_json("summary.json", summary.to_json())
     if pool is not None:
-        draw_pictures(run, setup, pool, records)
+        _draw(run, setup, pool, records, listener)
     return Finished(
         summary=summary,
         checks=checks,
@@ -212,6 +222,15 @@ def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: 
         failed=failed or sum(r.error is not None for r in records),
         complete=_is_complete(setup, records),
     )
+
+
+def _draw(run: RunDirectory, setup: HostSetup, pool: WorkPool, records: list[Record], listener: Listener) -> None:
+    try:
+        draw_pictures(run, setup, pool, records)
+    except UserError:
+        raise
+    except Exception as error:  # the numbers are there; a picture that fails must not hide them
+        listener.note(f"the pictures could not be drawn: {type(error).__name__}: {error}")
 
 
 def _has_pictures(run: RunDirectory, setup: HostSetup) -> bool:

@@ -197,6 +197,16 @@ class RunDirectory:
         document = self.read_json(ENVIRONMENT) or {}
         self.write_json(ENVIRONMENT, {**document, **redact_values(values)})
 
+    def discard(self) -> None:
+        """Take a new run back that has no results; a resumed one, or one with parts, stays."""
+        if self.resumed or self.storage.names("parts"):
+            return
+        self.close()
+        for name in (SPEC, ENVIRONMENT, DOCUMENT):
+            if self.storage.exists(name):
+                self.storage.delete(name)
+        _remove_beginnings(self.storage)
+
     def close(self) -> None:
         """Let other writers in."""
         if self._lock is not None:

@@ -91,12 +91,14 @@ class CellScores:
         attack = self.entry.attack
         if attack.eps is not None:
             return Control(norm=attack.norm, sizes=(attack.eps,) * len(items))
-        reached = [float(l2_norm((i.x_adv_CHW - s.degraded)[None])) for i, s in zip(items, samples, strict=True)]
+        reached = [
+            float(l2_norm((i.x_adv_CHW.double() - s.degraded)[None])) for i, s in zip(items, samples, strict=True)
+        ]
         return Control(norm="l2", sizes=tuple(reached))
 
     def _record(self, item: Crafted, draw: int, scores: Scores, seconds: float) -> Record:
         sample = self.host.sample(item.image_id)
-        delta = (item.x_adv_CHW - sample.degraded)[None]
+        delta = (item.x_adv_CHW.double() - sample.degraded)[None]
         has_truth = sample.truth is not None
         clean, adversarial = scores.clean, scores.adversarial
         return Record(

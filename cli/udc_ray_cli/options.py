@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-SpecFile = Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Spec of the run; every key is optional.")]
+SpecFile = Annotated[Path | None, typer.Argument(metavar="SPEC.yaml", help="Spec of the run; every key is optional.")]
 Preset = Annotated[str | None, typer.Option(help="Preset that the spec refines: full, udc-paper.")]
 Model = Annotated[str | None, typer.Option(help="Restorer: a name, a weights file, or package.module:factory.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights of the model.")]

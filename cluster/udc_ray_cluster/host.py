@@ -12,6 +12,7 @@ from torch import Tensor
 from udc_ray.attacks.oracle import ScoreRequest
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals, craft_by_queries
+from udc_ray.errors import UserError
 from udc_ray.host import Host
 from udc_ray.plan import Unit
 from udc_ray.probe import Resolved
@@ -32,7 +33,18 @@ class HostActor:
     """A `Host` in a process of its own, one call at a time."""
 
     def __init__(self, setup: HostSetup, device: str, name: str) -> None:
-        self.host = Host(setup, device=device, name=name)
+        # An actor whose constructor raises is dead to its callers, and they learn nothing but that.
+        try:
+            self._host: Host | UserError = Host(setup, device=device, name=name)
+        except UserError as error:
+            self._host = error
+
+    @property
+    def host(self) -> Host:
+        """The host, or why there is none."""
+        if isinstance(self._host, UserError):
+            raise self._host
+        return self._host
 
     def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
         """See `Host.resolve`."""

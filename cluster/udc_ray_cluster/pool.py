@@ -16,6 +16,7 @@ import ray
 from torch import Tensor
 
 from udc_ray.attacks.query import QueryAttack
+from udc_ray.errors import UserError
 from udc_ray.plan import Unit
 from udc_ray.pool import Outcome
 from udc_ray.probe import Resolved
@@ -37,6 +38,8 @@ class Seat:
     name: str
     actor: Any
     held: int = 0
+    alone: bool = False
+    """Holds a unit that was in flight when a host died, and nothing else: another death is its own."""
 
 
 @dataclass
@@ -82,14 +85,15 @@ class RayPool:
 
     def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
         """Probe on one host; all hosts are of one kind."""
-        result: Resolved = ray.get(self.seats[0].actor.resolve.remote(shapes))
+        result: Resolved = _ask(self.seats[0].actor.resolve.remote(shapes))
         return result
 
     def configure(self, resolved: Resolved) -> None:
         """Adopt what the probes settled, on every host and for those to come."""
         self.setup = replace(self.setup, resolved=resolved)
         self._setup_ref = ray.put(self.setup)
-        ray.get([seat.actor.configure.remote(resolved) for seat in self.seats])
+        for ref in [seat.actor.configure.remote(resolved) for seat in self.seats]:
+            _ask(ref)
 
     def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield outcomes as they come; at most `IN_FLIGHT` units a host are out."""
@@ -131,10 +135,15 @@ class RayPool:
 
     def _fill(self, flights: dict[Any, Flight], again: deque[Waiting], source: Iterator[Waiting]) -> None:
         while True:
-            seat = min(self.seats, key=lambda s: s.held)
-            if seat.held >= IN_FLIGHT:
+            open_seats = [s for s in self.seats if not s.alone and s.held < IN_FLIGHT]
+            if not open_seats:
                 return
-            waiting = again.popleft() if again else next(source, None)
+            seat = min(open_seats, key=lambda s: s.held)
+            if again and seat.held == 0:
+                seat.alone = True
+                self._launch(flights, seat, again.popleft())
+                continue
+            waiting = next(source, None)
             if waiting is None:
                 return
             self._launch(flights, seat, waiting)
@@ -157,6 +166,7 @@ class RayPool:
 
     def _land(self, ref: Any, flight: Flight, again: deque[Waiting]) -> Outcome | None:
         flight.seat.held -= 1
+        flight.seat.alone = False
         try:
             answer: UnitResult | Lost = ray.get(ref)
         except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
@@ -172,6 +182,7 @@ class RayPool:
             flight.seat.actor = self._spawn(flight.seat.name)
         flight.deaths += 1
         flight.reexecuted += lost.asked
+        # The first death may be a companion's; those that follow are not, as a suspect flies alone.
         if flight.deaths >= DEATHS_ALLOWED:
             return self._outcome(flight, error=f"its hosts died {flight.deaths} times: {lost.reason.splitlines()[0]}")
         again.append(Waiting(unit=flight.unit, deaths=flight.deaths, reexecuted=flight.reexecuted))
@@ -187,6 +198,22 @@ class RayPool:
             retries=flight.deaths,
             queries_reexecuted=flight.reexecuted,
         )
+
+
+def _ask(ref: Any) -> Any:
+    """Get an answer; a user error on the host stays one here, and a dead host becomes one."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"a host ended before it could begin: {str(error).splitlines()[0]}",
+            "too little memory, or a library that cannot be loaded on the host",
+            "give fewer hosts (--set run.hosts=1), or --in-process to see the failure here",
+        ) from error
 
 
 def _first_line(error: ray.exceptions.RayTaskError) -> str:

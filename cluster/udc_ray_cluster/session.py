@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from udc_ray.errors import UserError
 
-LOCAL_ENVIRONMENT = {
+QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Off Linux, Ray keeps a local cluster on 127.0.0.1; this asks for the same here. With the
-    # default every socket of a plain ray.init() listens on 0.0.0.0.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
 }
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -33,10 +31,14 @@ def session(hosts: int, address: str | None = None) -> Iterator[None]:
     Raises:
         UserError: Ray cannot be reached.
     """
-    os.environ.update({k: v for k, v in LOCAL_ENVIRONMENT.items() if k not in os.environ})
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        _stay_on_loopback()
+    _hush()
     import ray
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _workers_find_what_we_find():
         warnings.simplefilter("ignore")
         try:
             ray.init(**_arguments(hosts, address))
@@ -50,6 +52,42 @@ def session(hosts: int, address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _workers_find_what_we_find() -> Iterator[None]:
+    """Let the processes of a local cluster import from where this one does (a user's model factory)."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, [os.getcwd(), *sys.path])))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _hush() -> None:
+    """Send what Ray's daemons report to our log; Ray prints it on stdout, whatever log_to_driver says."""
+    from ray._private import worker
+
+    def to_log(data: dict[str, object], ignore_prefix: bool) -> None:
+        logging.getLogger(__name__).debug("%s: %s", data.get("pid"), data.get("lines"))
+
+    worker.print_to_stdstream = to_log
+
+
+def _stay_on_loopback() -> None:
+    """Keep every socket of a local cluster on 127.0.0.1; a plain ray.init() listens on 0.0.0.0.
+
+    Off Linux, Ray does so by itself; the variable asks for the same here. Its processes read it
+    when they start, but this one may have imported Ray before, so the constant is set as well.
+    """
+    os.environ[LOOPBACK_VARIABLE] = "0"
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _arguments(hosts: int, address: str | None) -> dict[str, object]:

@@ -55,7 +55,8 @@ class NAFBlock(nn.Module):
         h = simple_gate(self.conv2(self.conv1(self.norm1(x_BCHW))))
         x_BCHW = x_BCHW + self.conv3(h * self.sca(h)) * self.beta
         h = simple_gate(self.conv4(self.norm2(x_BCHW)))
-        return x_BCHW + self.conv5(h) * self.gamma
+        result: Tensor = x_BCHW + self.conv5(h) * self.gamma
+        return result
 
 
 def _stage(channels: int, blocks: int) -> nn.Sequential:

@@ -53,7 +53,7 @@ class Summary:
             raise RunDirectoryError(
                 f"summary.json cannot be read: {error}",
                 "it was written by another version or changed by hand",
-                "make it again from results.parquet with `udc-ray report`",
+                "remove it and give `udc-ray report RUN`, which makes it again from the parts",
             ) from error
 
 

@@ -84,14 +84,20 @@ class Trainer:
         """Train to the end, or for `stop_after` seconds; True when the last step is done."""
         started = last = time.monotonic()
         self.network.train()
-        while self.step < self.spec.steps and time.monotonic() - started < stop_after:
-            loss = self._step()
-            progress(self.step, loss)
-            now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
-            if self.step % self.spec.checkpoint_every == 0:
+        whole = True
+        try:
+            while self.step < self.spec.steps and time.monotonic() - started < stop_after:
+                whole = False
+                loss = self._step()
+                whole = True
+                now = time.monotonic()
+                self.seconds, last = self.seconds + now - last, now
+                progress(self.step, loss)
+                if self.step % self.spec.checkpoint_every == 0:
+                    self._save()
+        finally:
+            if whole:  # Ctrl-C keeps what is done, unless it came in the middle of a step
                 self._save()
-        self._save()
         return self.step >= self.spec.steps
 
     def averaged(self) -> nn.Module:
