@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from udc_ray import environment
 from udc_ray.attacks.query import QueryAttack
@@ -115,7 +116,8 @@ def execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, sett
             hours = float("inf") if settings.max_hours is None else settings.max_hours
             deadline = time.monotonic() + hours * 3600
             failed = _work(run, setup, pool, _Flow(todo, drain, deadline, listener))
-            run.update_environment(devices=pool.describe(), end=environment.now())
+            devices = pool.describe()
+            run.update_environment(devices=devices, executed=_executed(devices), end=environment.now())
             drain.raise_if_asked()
             return _report(run, setup, pool, failed, listener)
 
@@ -135,6 +137,14 @@ class _Flow:
                 self.listener.note("the time is up; no new work is begun")
                 return
             yield unit
+
+
+def _executed(devices: dict[str, Any]) -> dict[str, int]:
+    """Images really evaluated by the harness, by purpose, over all hosts that are alive."""
+    total: Counter[str] = Counter()
+    for facts in devices.values():
+        total.update(facts.get("executed", {}))
+    return dict(total)
 
 
 def budgets(setup: HostSetup) -> dict[str, int | None]:
@@ -168,6 +178,7 @@ def _resolve(run: RunDirectory, prepared: Prepared, pool: WorkPool, listener: Li
     if run.header.resolved is None:
         resolved = pool.resolve(prepared.shapes)
         run.resolve(asdict(resolved))
+        run.update_environment(probes={"position_invariance": [list(shape) for shape in prepared.shapes]})
     else:
         values = run.header.resolved
         resolved = Resolved(**{**values, "notes": tuple(values.get("notes", ()))})
