@@ -123,12 +123,13 @@ def test_view_shows_what_was_scored(prepared: Prepared) -> None:
     image_id = prepared.setup.dataset.image_ids[0]
     sample = host.sample(image_id)
     x_adv = (sample.degraded + 0.1).clamp(0, 1)
-    plain = host.view(0, image_id, x_adv)
+    plain = host.views(0, {image_id: x_adv})[image_id]
     assert cells[0].grad_mode == "full" and plain.purified is None
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(plain.attacked_output), prepared.restorer(x_adv[None])[0], atol=1e-6)
         assert torch.allclose(torch.from_numpy(plain.restored), prepared.restorer(sample.degraded[None])[0], atol=1e-6)
-    noisy = host.view(next(n for n, c in enumerate(cells) if c.grad_mode == "bpda"), image_id, x_adv)
+    bpda = next(n for n, c in enumerate(cells) if c.grad_mode == "bpda")
+    noisy = host.views(bpda, {image_id: x_adv})[image_id]
     assert noisy.purified is not None
     assert float((torch.from_numpy(noisy.purified) - x_adv).std()) == pytest.approx(10 / 255, rel=0.2)
     assert torch.equal(torch.from_numpy(noisy.degraded), sample.degraded)

@@ -11,6 +11,7 @@ import torch
 from purifier_doubles import tiny_prior
 from torch import Tensor, nn
 
+from udc_ray.errors import SpecError
 from udc_ray.models.base import Descriptor, ModuleRestorer
 from udc_ray.purifiers.base import Purifier
 from udc_ray.purifiers.registry import PURIFIERS
@@ -96,6 +97,8 @@ def test_pickles_and_is_rebuilt_from_its_identity(purifier: Purifier) -> None:
     assert pickle.loads(pickle.dumps(purifier)) == purifier
     name, _, rest = purifier.identity().partition("{")
     values: dict[str, Any] = json.loads("{" + rest)
+    assert not values.keys() & {"weights", "samples"}, "a path, or more draws, must not change the noise"
+    values |= {key: getattr(purifier, key) for key in purifier.not_identity if key in type(purifier).model_fields}
     assert PURIFIERS.get(name).build("defence", values) == purifier
 
 
@@ -108,13 +111,23 @@ def test_it_is_documented_and_offers_bpda(purifier: Purifier) -> None:
     assert "bpda" in purifier.grad_modes
 
 
-@pytest.mark.parametrize("grad_mode", ["blind", "bpda"])
-def test_gradient_is_that_of_the_restorer_at_the_purified_image(purifier: Purifier, grad_mode: Any) -> None:
+def tiny_restorer() -> ModuleRestorer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1))
-    restorer = ModuleRestorer(module, Descriptor(name="tiny", parameters=0))
-    victim = Victim(restorer=restorer, purifier=purifier, prepared=purifier.prepare("cpu"), grad_mode=grad_mode)
+    return ModuleRestorer(module, Descriptor(name="tiny", parameters=0))
+
+
+@pytest.mark.parametrize("grad_mode", ["blind", "full"])
+def test_a_gradient_that_does_not_exist_is_refused(grad_mode: Any) -> None:
+    victim = Victim(restorer=tiny_restorer(), purifier=PURIFIERS.get("jpeg").build("defence", {}), grad_mode=grad_mode)
+    with pytest.raises(SpecError, match=f"no gradient of mode '{grad_mode}'"):
+        victim.differentiable(images(), tape(*"abcd", stream="attack"))
+
+
+def test_gradient_is_that_of_the_restorer_at_the_purified_image(purifier: Purifier) -> None:
+    restorer = tiny_restorer()
+    victim = Victim(restorer=restorer, purifier=purifier, prepared=purifier.prepare("cpu"), grad_mode="bpda")
     keyed = tape(*"abcd", stream="attack")
 
     x = images().requires_grad_(True)

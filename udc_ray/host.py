@@ -23,7 +23,7 @@ from udc_ray.attacks.objectives import get_objective
 from udc_ray.attacks.oracle import ScoreRequest
 from udc_ray.attacks.query import QueryAttack
 from udc_ray.baselines import Baselines
-from udc_ray.batching import stack
+from udc_ray.batching import micro_batches, stack
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals, craft_by_gradients, craft_by_queries
 from udc_ray.errors import DeviceMemoryError, SpecError, UserError, WeightsError
@@ -134,22 +134,27 @@ class Host:
         with self._explained(unit, "the scores"):
             return score_unit(self, unit, crafted)
 
-    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
-        """The pictures of one image in one cell, for the report."""
-        victim = self.victim(self.setup.plan.cells[cell].defence)
-        sample = self.sample(image_id)
-        tape = Tape(seed=self.setup.spec.seed, image_ids=(image_id,) * self.slots, stream="eval")
-        restored, _ = victim.evaluate(stack([sample.degraded], self.slots).to(self.device), tape)
-        attacked, _ = victim.evaluate(stack([x_adv_CHW], self.slots).to(self.device), tape)
-        purified, _ = victim.purified(stack([x_adv_CHW], self.slots).to(self.device), tape)
-        return View(
-            degraded=sample.degraded.numpy(),
-            restored=restored[0].cpu().numpy(),
-            attacked=x_adv_CHW.numpy(),
-            attacked_output=attacked[0].cpu().numpy(),
-            purified=purified[0].cpu().numpy() if victim.purifier is not None else None,
-            truth=None if sample.truth is None else sample.truth.numpy(),
-        )
+    def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
+        """The pictures of some images in one cell, for the report, by image id."""
+        victim, found = self.victim(self.setup.plan.cells[cell].defence), {}
+        for batch in micro_batches(list(x_adv), list(x_adv.values()), self.slots):
+            tape = Tape(seed=self.setup.spec.seed, image_ids=batch.image_ids, stream="eval")
+            samples = [self.sample(i) for i in batch.image_ids]
+            restored, _ = victim.evaluate(torch.stack([s.degraded for s in samples]).to(self.device), tape)
+            purified, _ = victim.purified(batch.x_BCHW.to(self.device), tape)
+            with torch.no_grad():
+                attacked = self.restorer(purified)
+            for b in range(batch.count):
+                sample = samples[b]
+                found[sample.image_id] = View(
+                    degraded=sample.degraded.numpy(),
+                    restored=restored[b].cpu().numpy(),
+                    attacked=batch.x_BCHW[b].numpy(),
+                    attacked_output=attacked[b].cpu().numpy(),
+                    purified=purified[b].cpu().numpy() if victim.purifier is not None else None,
+                    truth=None if sample.truth is None else sample.truth.numpy(),
+                )
+        return found
 
     def describe(self) -> dict[str, object]:
         """What this host is, for environment.json."""

@@ -24,6 +24,10 @@ from udc_ray.purifiers.registry import PURIFIERS
 from udc_ray.spec import Entry, RunSpec, canonical_json
 
 RecordKey = tuple[str, str, int, int]
+SCORING_PASSES = 6
+"""Passes in which a cell scores an image: clean, attacked, and the noise control's draws."""
+DENOISER_PASSES = 5
+"""A call of the shipped denoiser in passes of the shipped restorer."""
 GRAD_MODES = ("full", "blind", "bpda")
 """Ways in which an attack can meet a defence."""
 
@@ -105,6 +109,16 @@ class Plan:
                 yield Unit(
                     attack=attack, victim=victim, grad_mode=mode, cells=cells, image_ids=todo[start : start + chunk]
                 )
+
+    def cost(self, unit: Unit) -> int:
+        """Roughly how many forward passes a unit takes; a denoiser call counts for a few of the restorer's."""
+        crafted = self.attacks[unit.attack].attack.passes * self._passes(unit.victim)
+        scored = sum(SCORING_PASSES * self._passes(cell.defence) for cell in unit.cells)
+        return (crafted + scored) * len(unit.image_ids)
+
+    def _passes(self, defence: int) -> int:
+        purifier = self.defences[defence].purifier
+        return 1 + (DENOISER_PASSES * purifier.calls if purifier is not None else 0)
 
     def keys(self, cell: Cell, image_id: str) -> list[RecordKey]:
         """Record keys that a cell owes for one image."""

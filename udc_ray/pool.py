@@ -45,8 +45,8 @@ class WorkPool(Protocol):
         """Yield the outcome of every unit as it ends; a failed unit yields its error."""
         ...
 
-    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
-        """Pictures of one image in one cell, for the report."""
+    def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
+        """Pictures of some attacked images in one cell, for the report, by image id."""
         ...
 
     def describe(self) -> dict[str, object]:
@@ -85,9 +85,9 @@ class InProcessPool:
             seconds = time.monotonic() - started
             yield Outcome(unit=unit, result=result, error=error, host=self.host.name, seconds=seconds)
 
-    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
+    def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
         """See `WorkPool`."""
-        return self.host.view(cell, image_id, x_adv_CHW)
+        return self.host.views(cell, x_adv)
 
     def describe(self) -> dict[str, object]:
         """See `WorkPool`."""

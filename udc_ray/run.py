@@ -161,7 +161,10 @@ def _todo(run: RunDirectory, setup: HostSetup, retry_failed: bool) -> list[Unit]
     done = run.done_keys(budgets(setup)) if run.resumed else set()
     if run.resumed and not retry_failed:
         done |= run.quarantined(budgets(setup))
-    return list(setup.plan.units(setup.dataset.image_ids, chunk, done))
+    units = sorted(setup.plan.units(setup.dataset.image_ids, chunk, done), key=setup.plan.cost, reverse=True)
+    # Longest first, so that no host is left with a long unit at the end; but one short unit leads,
+    # so that a first result, or a first failure, is seen at once.
+    return units[-1:] + units[:-1]
 
 
 def _resolved_or_discarded(run: RunDirectory, prepared: Prepared, pool: WorkPool, listener: Listener) -> HostSetup:

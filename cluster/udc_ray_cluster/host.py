@@ -70,9 +70,9 @@ class HostActor:
         """See `Host.finish`."""
         return self.host.finish(unit, crafted)
 
-    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
-        """See `Host.view`."""
-        return self.host.view(cell, image_id, x_adv_CHW)
+    def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
+        """See `Host.views`."""
+        return self.host.views(cell, x_adv)
 
     def describe(self) -> dict[str, object]:
         """See `Host.describe`."""

@@ -110,10 +110,10 @@ class RayPool:
                 if outcome is not None:
                     yield outcome
 
-    def view(self, cell: int, image_id: str, x_adv_CHW: Tensor) -> View:
+    def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
         """Pictures for the report, from the least busy host."""
         seat = min(self.seats, key=lambda s: s.held)
-        result: View = ray.get(seat.actor.view.remote(cell, image_id, x_adv_CHW))
+        result: dict[str, View] = ray.get(seat.actor.views.remote(cell, x_adv))
         return result
 
     def describe(self) -> dict[str, object]:

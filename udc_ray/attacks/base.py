@@ -62,6 +62,11 @@ class Attack(Params):
         return Threat(norm=self.norm, eps=self.eps, depth=self.depth)
 
     @property
+    def passes(self) -> int:
+        """Roughly how many forward passes an image takes, a gradient counting for three; for planning only."""
+        return 1
+
+    @property
     def stream(self) -> str:
         """Name under which the attack's own draws are keyed."""
         return f"attack/{self.identity()}"

@@ -55,6 +55,11 @@ class CarliniWagnerL2(GradientAttack):
     abort_early: bool = True
     """Stop an image's descent when its loss has not fallen over a tenth of the iterations."""
 
+    @property
+    def passes(self) -> int:
+        """Three an iteration."""
+        return 3 * self.restarts * self.search_steps * self.iterations
+
     def perturb(self, target: GradientTarget, problem: Problem) -> AttackResult:
         """Search c per image; an image that has aborted rests, uncounted, until the next search step."""
         search = _Search.begin(self, problem)

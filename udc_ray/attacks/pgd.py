@@ -26,6 +26,11 @@ class ProjectedAscent(GradientAttack):
         raise NotImplementedError("a variant says how many steps it takes")
 
     @property
+    def passes(self) -> int:
+        """Three a step, one for the last score."""
+        return self.restarts * (3 * self.length + 1) * self.eot
+
+    @property
     def stride(self) -> float:
         """Size of a step, in the norm of the threat."""
         raise NotImplementedError("a variant says how far it steps")

@@ -61,6 +61,11 @@ class QueryAttack(Attack):
     stop: Literal["never", "success"] = "never"
     """``success``: an image ends at its own success; off for dB objectives, whose curves run on."""
 
+    @property
+    def passes(self) -> int:
+        """One a query."""
+        return self.restarts * self.budget
+
     def start(self, x_CHW: Tensor, tape: Tape, goal: float) -> Machine:
         """Begin the attack on one image; `tape` holds exactly its id, `goal` is the success score."""
         raise NotImplementedError("a query attack implements start")

@@ -81,7 +81,7 @@ class NAFNetModel(ZooModel):
             raise WeightsError("encoder_blocks and decoder_blocks differ in length", change="give one number per level")
         network = NAFNet(self.width, self.encoder_blocks, self.middle_blocks, self.decoder_blocks, self.channels)
         load_into(network, read_state_dict(path), path)
-        return ModuleRestorer(network, describe(network, self.name, path, source=str(path)))
+        return ModuleRestorer(network, describe(network, self.name, path, source=str(path)), channels_last=True)
 
 
 class DefaultModel(ZooModel):
@@ -100,7 +100,9 @@ class DefaultModel(ZooModel):
         network = NAFNet(16, (1, 1, 2, 4), 2, (1, 1, 1, 1))
         load_into(network, read_state_dict(path), path)
         source, licence = (str(path), "") if self.weights else ("trained by udc-ray; see card.json", "Apache-2.0")
-        return ModuleRestorer(network, describe(network, self.name, path, source=source, licence=licence))
+        return ModuleRestorer(
+            network, describe(network, self.name, path, source=source, licence=licence), channels_last=True
+        )
 
 
 def infer_nafnet(state: Mapping[str, Tensor], path: Path) -> NAFNet:
@@ -132,7 +134,7 @@ def load_file(path: Path) -> ModuleRestorer:
     state = read_state_dict(path)
     network = infer_nafnet(state, path)
     load_into(network, state, path)
-    return ModuleRestorer(network, describe(network, path.stem, path, source=str(path)))
+    return ModuleRestorer(network, describe(network, path.stem, path, source=str(path)), channels_last=True)
 
 
 MODELS: Registry[ZooModel] = Registry(

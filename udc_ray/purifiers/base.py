@@ -58,6 +58,11 @@ class Purifier(Params):
         """sha256 of `weight_files`, by name."""
         return {name: file_sha256(Path(path)) for name, path in self.weight_files().items()}
 
+    @property
+    def calls(self) -> int:
+        """Roughly how many network calls one purification takes; for planning only."""
+        return 0
+
     def networks(self, prepared: Any) -> list[Network]:
         """Networks whose bits must not depend on the place in a batch; for the probe before a run."""
         return []

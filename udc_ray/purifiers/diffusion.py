@@ -60,7 +60,7 @@ class _Diffusion(Purifier):
     def networks(self, prepared: Denoiser) -> list[Network]:
         """The denoiser, at the time of the first step."""
         first = prepared.schedule.nearest(self.sigma)
-        return [lambda x_BCHW: prepared(x_BCHW, first)]
+        return [torch.no_grad()(lambda x_BCHW: prepared(x_BCHW, first))]
 
     def purify(self, x_BCHW: Tensor, tape: Tape, prepared: Denoiser) -> tuple[Tensor, Trace]:
         """Purify B x C x H x W in [0, 1] with the prior that `prepare` returned."""
@@ -89,6 +89,11 @@ class DDIM(_Diffusion):
     eta: float = Field(default=0.0, ge=0, le=1)
     """Noise that is added on the way back: 0 none, 1 as much as the ancestral chain."""
 
+    @property
+    def calls(self) -> int:
+        """One a step."""
+        return self.steps
+
     def process(self, schedule: Schedule) -> ReverseProcess:
         """`steps` times from the one nearest to `sigma`."""
         times = schedule.timesteps(schedule.nearest(self.sigma), self.steps)
@@ -103,6 +108,11 @@ class DDPM(_Diffusion):
     sigma: float = Field(default=15.0, gt=0)
     steps: int | None = Field(default=None, ge=1)
     """Network calls; one for every time from the first down to 0 unless given."""
+
+    @property
+    def calls(self) -> int:
+        """One a step; a level of sigma takes a few times when all are walked."""
+        return self.steps or round(3 * self.sigma)
 
     def process(self, schedule: Schedule) -> ReverseProcess:
         """Every time from the one nearest to `sigma`, or `steps` of them, with posterior noise."""

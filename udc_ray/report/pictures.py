@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -50,12 +51,14 @@ def _draw_defence(run: RunDirectory, setup: HostSetup, pool: WorkPool, what: tup
         cell = cells[group.head.cell]
         source = _crafting_cell(setup, cell)
         found = {i: psnr for i, psnr in group.per_image("psnr_adv").items() if (source, i) in kept}
-        for role, image_id in worst_median_best(found).items():
-            image = kept[source, image_id]
-            view = pool.view(setup.plan.cells.index(cell), image_id, torch.from_numpy(image.x_adv))
+        chosen = worst_median_best(found)
+        shield = re.sub(r"[^\w.=-]+", "-", cell.defence_label)
+        attacked = {i: torch.from_numpy(kept[source, i].x_adv) for i in chosen.values()}
+        views = pool.views(setup.plan.cells.index(cell), attacked) if attacked else {}
+        for role, image_id in chosen.items():
             title = f"{cell.label}: {role} image, {image_id}, {found[image_id]:.2f} dB under attack"
-            name = f"figures/{setup.plan.defences[defence].name}-{role}.png"
-            _save(run, name, partial(strip, panels=_panels(view), title=title))
+            name = f"figures/{shield}-{role}.png"
+            _save(run, name, partial(strip, panels=_panels(views[image_id]), title=title))
         if found:
             return
 
