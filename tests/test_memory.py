@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -68,3 +70,33 @@ def test_a_real_allocation_that_cannot_be() -> None:
 
     with pytest.raises(DeviceMemoryError, match="micro_batch=1"), explained(trial, 2, "an absurd tensor"):
         trial(2)
+
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from udc_ray import memory
+if sys.argv[1] == "keep":
+    assert memory.keep_freed_memory()
+torch.set_num_threads(1)
+network = torch.nn.Sequential(*(torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(6)))
+
+def step():
+    x = torch.ones(4, 32, 128, 128, requires_grad=True)
+    torch.autograd.grad(network(x).sum(), x)
+
+for _ in range(2):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_activations_are_not_faulted_in_again() -> None:
+    def faults(how: str) -> int:
+        words = [sys.executable, "-c", PAGE_FAULTS, how]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < faults("plain") / 10

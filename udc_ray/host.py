@@ -56,6 +56,7 @@ class Host:
     ) -> None:
         self.setup, self.device, self.name = setup, device, name
         torch.set_num_threads(setup.resolved.threads)
+        memory.keep_freed_memory()
         self.restorer = (restorer or load_restorer(setup.spec.model)).to(device)
         self._prepared: dict[int, Any] = {}
         self.sample = lru_cache(maxsize=256)(setup.dataset.load)

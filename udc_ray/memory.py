@@ -1,7 +1,8 @@
-"""Out of memory, told with the size that fits."""
+"""Memory: kept between forward passes, and told with the size that fits when it runs out."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,27 @@ import torch
 from udc_ray.errors import DeviceMemoryError
 
 _CPU_MESSAGES = ("can't allocate memory", "not enough memory", "bad_alloc")
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 2**30
+"""Blocks up to so large, and so much in all, stay with the process when they are freed."""
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed activations in this process, where the C library can (glibc).
+
+    Otherwise every backward pass gives its activations back to the kernel and the next forward
+    pass faults them in again, page by page: about 7 % of a PGD step on a CPU.
+
+    Returns:
+        Whether the C library took the settings.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
