@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from run_doubles import Notes
 
 from udc_ray.config import Overrides, build_spec
 from udc_ray.data.open import open_dataset
@@ -30,26 +31,14 @@ DEFENSES = ("none", "jpeg", "gaussian-noise:samples=2")
 DEADLY = "doubles_deadly:make"
 
 
-class Quiet:
+class Watching(Notes):
     """A listener that remembers; `on_unit` may do mischief."""
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.outcomes: list[Outcome] = []
-        self.on_unit: Any = lambda outcome: None
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def begin(self, units: int) -> None:
-        self.units = units
+    on_unit: Any = staticmethod(lambda outcome: None)
 
     def unit(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
+        super().unit(outcome)
         self.on_unit(outcome)
-
-    def end(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +57,7 @@ def ray_session() -> Iterator[None]:
 def reference(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("reference") / "run"
     host = Host(prepared.setup, restorer=prepared.restorer)
-    execute(prepared, lambda setup: InProcessPool(host), Quiet(), Settings(out=str(out)))
+    execute(prepared, lambda setup: InProcessPool(host), Watching(), Settings(out=str(out)))
     return table(out)
 
 
@@ -77,7 +66,7 @@ def table(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in VOLATILE} for row in rows]
 
 
-def run_on_ray(prepared: Prepared, out: Path, hosts: int, listener: Quiet, mischief: Any = None) -> RayPool:
+def run_on_ray(prepared: Prepared, out: Path, hosts: int, listener: Watching, mischief: Any = None) -> RayPool:
     made: list[RayPool] = []
 
     def make(setup: Any) -> RayPool:
@@ -95,7 +84,7 @@ def run_on_ray(prepared: Prepared, out: Path, hosts: int, listener: Quiet, misch
 def test_equals_the_in_process_pool(
     hosts: int, prepared: Prepared, ray_session: None, reference: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    listener = Quiet()
+    listener = Watching()
     run_on_ray(prepared, tmp_path / "run", hosts, listener)
     assert table(tmp_path / "run") == reference
     assert len({o.host for o in listener.outcomes}) == hosts
@@ -104,7 +93,7 @@ def test_equals_the_in_process_pool(
 def test_a_killed_host_changes_no_number(
     prepared: Prepared, ray_session: None, reference: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    listener, killed = Quiet(), []
+    listener, killed = Watching(), []
 
     def kill_a_host(pool: RayPool, outcome: Outcome) -> None:
         if len(listener.outcomes) == 3:
@@ -133,7 +122,7 @@ def test_only_loopback_is_listened_on(prepared: Prepared, ray_session: None, tmp
                 continue
             found.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)
 
-    run_on_ray(prepared, tmp_path / "run", 2, Quiet(), look)
+    run_on_ray(prepared, tmp_path / "run", 2, Watching(), look)
     assert found
     assert {ip.removeprefix("::ffff:") for ip in found} <= {"127.0.0.1", "::1"}
 
@@ -145,7 +134,7 @@ def test_a_unit_that_kills_its_hosts_is_recorded_and_skipped(ray_session: None, 
     marker.write_text(repr(float(images.load(condemned).degraded.mean())))
     flags = Overrides(attacks=("noise",), defenses=("none",), limit=3, model=DEADLY, weights=str(marker))
     deadly = prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=1", "run.micro_batch=1")))
-    run_on_ray(deadly, tmp_path / "run", 1, Quiet())
+    run_on_ray(deadly, tmp_path / "run", 1, Watching())
     rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
     assert [row["image_id"] for row in rows if row["error"]] == [condemned]
     assert all((row["psnr_adv"] is None) == (row["error"] is not None) for row in rows)

@@ -24,6 +24,10 @@ MODES_A_TABLE = 2
 _NAMES = frozenset({"attack", "defence", "worst dB, image"})
 
 
+SHOWN_MESSAGES = 3
+"""Messages of one check that are printed when it did not fail."""
+
+
 def render(summary: Summary, checks: Sequence[CheckResult], where: str = "") -> RenderableType:
     """The whole report; needs 100 columns.
 
@@ -246,7 +250,20 @@ def _check_lines(checks: Sequence[CheckResult], summary: Summary) -> list[Render
         for check in (c for c in checks if c.verdict == verdict):
             where = labels.get(check.cell, check.cell) if check.cell else None
             groups.setdefault((check.check, check.message), []).extend([where] if where else [])
-        lines += [_check_line(verdict, style, key, cells) for key, cells in groups.items()]
+        lines += _joined(groups, verdict, style)
+    return lines
+
+
+def _joined(groups: dict[tuple[str, str], list[str]], verdict: str, style: str) -> list[RenderableType]:
+    """Every failure; of the other verdicts a few messages of each check, as checks.json has them all."""
+    lines: list[RenderableType] = []
+    for check in dict.fromkeys(name for name, _ in groups):
+        mine = [(key, cells) for key, cells in groups.items() if key[0] == check]
+        shown = mine if verdict == "fail" else mine[:SHOWN_MESSAGES]
+        lines += [_check_line(verdict, style, key, cells) for key, cells in shown]
+        if len(mine) > len(shown):
+            more = f"{len(mine) - len(shown)} more like this in checks.json"
+            lines.append(_check_line(verdict, style, (check, more), ()))
     return lines
 
 

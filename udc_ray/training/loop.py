@@ -112,7 +112,7 @@ class Trainer:
         with torch.autocast(device_type, torch.bfloat16, enabled=self.spec.bfloat16):
             loss = self.recipe.loss(self.network, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
         self.optimizer.step()
         decay = min(self.spec.average, (1 + self.step) / (10 + self.step))
