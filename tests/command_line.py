@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -46,3 +47,9 @@ def call(*words: str | Path, **environment: str) -> Answer:
 def files_below(folder: Path) -> dict[str, bytes]:
     """All files below a folder, with their content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def resume_command(err: str) -> list[str]:
+    """The command that a stopped run says to go on with, as words."""
+    line = next(text for text in err.splitlines() if "--resume" in text)
+    return shlex.split(line)

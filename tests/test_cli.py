@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shlex
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from command_line import SMALL, TWO_IMAGES, Answer, call
+from command_line import TWO_IMAGES, Answer, call, resume_command
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
-import udc_ray_cli
-import udc_ray_cluster
 from udc_ray import run as run_module
 from udc_ray.checks import CheckResult
 from udc_ray.config import list_presets
-from udc_ray.errors import DeviceMemoryError, Interrupted, SpecError, UserError
+from udc_ray.errors import UserError
 from udc_ray.run import Finished
 from udc_ray.rundir import RunDirectory
 from udc_ray.spec import RunSpec, parse_spec
-from udc_ray.training.crops import split_names
 from udc_ray_cli import evaluate as evaluate_module
 from udc_ray_cli.paths import with_absolute_paths
-from udc_ray_cli.trouble import explain
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = ["seconds", "host", "retries", "queries_reexecuted"]
@@ -222,7 +210,7 @@ def test_failed_units_exit_with_1_and_resume_tries_them_again(tmp_path: Path, mo
     assert first.code == 1
     assert "boom" in first.err
     assert "0 of 1 images" in first.out
-    command = _resume_command(first.err)
+    command = resume_command(first.err)
     flag.touch()
     again = call("evaluate", *words)  # the same command leaves failed units alone
     assert (again.code, "everything is done already" in again.err) == (1, True)
@@ -235,11 +223,6 @@ def _write_model(folder: Path, name: str, body: str) -> None:
     lines = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
     text = f"import torch\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n{lines}\n        return x * 1.0\n"
     (folder / f"{name}.py").write_text(f"{text}\ndef make():\n    return Net()\n")
-
-
-def _resume_command(err: str) -> list[str]:
-    line = next(text for text in err.splitlines() if "--resume" in text)
-    return shlex.split(line)
 
 
 def test_resume_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,25 +257,6 @@ def test_resume_refuses_what_it_would_ignore(words: list[str], named: str, finis
     answer = call("evaluate", *words, "--resume", finished_run[0])
     assert answer.code == 2
     assert set(named.split(", ")) <= set(answer.err.splitlines()[0].replace(",", "").split())
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_go_on(
-    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[run_module.Settings] = []
-
-    def interrupted(prepared: object, pool: object, listener: object, settings: run_module.Settings) -> Finished:
-        seen.append(settings)
-        raise Interrupted(number)
-
-    monkeypatch.setattr("udc_ray.run.execute", interrupted)
-    monkeypatch.chdir(tmp_path)
-    answer = call("evaluate", *TWO_IMAGES, "--out", "my run", "--strict", "--max-hours", "2")
-    assert (answer.code, answer.out) == (code, "")
-    expected = ["udc-ray", "evaluate", "--resume", str(tmp_path / "my run"), "--in-process", "--strict"]
-    assert _resume_command(answer.err) == expected
-    assert (seen[0].out, seen[0].max_hours, seen[0].retry_failed) == ("my run", 2.0, False)
 
 
 def test_an_explicit_resume_retries_failed_units(
@@ -341,22 +305,6 @@ def test_exit_codes_of_a_run_that_ended(
     assert "fgsm" in answer.out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_before_the_run_ends_it_quietly(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(spec: RunSpec) -> None:
-        try:
-            signal.raise_signal(number)
-        except Exception:  # as code does that turns any failure into a message about a file
-            raise UserError("the file is damaged") from None
-
-    before = signal.getsignal(number)
-    monkeypatch.setattr("udc_ray.prepare.prepare", slow)
-    answer = call("evaluate", *TWO_IMAGES)
-    assert (answer.code, answer.out) == (code, "")
-    assert answer.err == f"udc-ray: stopped by {signal.Signals(number).name}\n"
-    assert signal.getsignal(number) is before
-
-
 @pytest.mark.parametrize("address", ["http://head:8265", "https://head", "HTTP://head:8265"])
 def test_an_http_address_is_refused_before_anything_is_loaded(address: str, captured_spec: list[RunSpec]) -> None:
     answer = call("evaluate", RAY_ADDRESS=address)
@@ -401,155 +349,8 @@ def _copy(source: Path, target: Path, without: frozenset[str] | set[str] = froze
             copy.write_bytes(path.read_bytes())
 
 
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        ("models", {"default", "identity", "nafnet"}),
-        ("attacks", {"noise", "fgsm", "pgd", "cw", "ssim-pgd", "simba", "square"}),
-        ("defenses", {"none", "jpeg", "median", "ddim", "ddpm", "gaussian-noise", "identity"}),
-        ("data", {"shipped", "PATH", "display toled", "display poled", "display zte"}),
-    ],
-)
-def test_list(kind: str, names: set[str]) -> None:
-    entries = json.loads(call("list", kind, "--json").out)
-    assert names <= {entry["name"] for entry in entries}
-    table = call("list", kind)
-    assert (table.code, table.err) == (0, "")
-    for name in names:
-        assert name in table.out
-
-
-def test_simulate(tmp_path: Path) -> None:
-    Image.new("RGB", (48, 48), (90, 120, 30)).save(tmp_path / "a.png")
-    words = [tmp_path / "a.png", tmp_path / "out", "--display", "poled", "--psf", tmp_path / "psf.png"]
-    answer = call("simulate", *words)
-    assert (answer.code, answer.err) == (0, "")
-    with Image.open(tmp_path / "out" / "a.png") as image:
-        assert image.size == (48, 48)
-    assert (tmp_path / "psf.png").read_bytes().startswith(b"\x89PNG")
-    again = call("simulate", *words)
-    assert (again.code, again.out) == (2, "")
-    refused = call("simulate", tmp_path / "a.png", tmp_path / "halo", "--light-source")
-    assert refused.code == 2
-    assert not (tmp_path / "halo").exists()
-
-
-def test_train(tmp_path: Path) -> None:
-    photos, out = tmp_path / "photos", tmp_path / "out"
-    photos.mkdir()
-    tune = sorted(split_names("tune"))[0]
-    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    for name in (tune, "own"):
-        Image.fromarray(noise).save(photos / f"{name}.png")
-    words = ["train", "restorer", "--photos", photos, "--out", out, "--batch", "1", "--crop", "16", "--threads", "1"]
-    paused = call(*words, "--steps", "2", "--max-hours", "0")
-    assert paused.code == 0
-    assert "not finished" in paused.out
-    answer = call(*words, "--steps", "2")
-    assert answer.code == 0
-    assert json.loads((out / "card.json").read_text())["steps"] == 2
-    assert (out / "restorer.safetensors").stat().st_size > 1e6
-    refused = call(*words, "--steps", "3")
-    assert (refused.code, refused.out) == (2, "")
-    nowhere = call("train", "restorer", "--photos", tmp_path / "none", "--out", tmp_path / "new", "--steps", "1")
-    assert (nowhere.code, nowhere.out) == (2, "")
-    assert "none" in nowhere.err
-    assert call(*words, "--steps", "2", "--rate", "-1").code == 2
-
-
-def test_explained_errors() -> None:
-    with pytest.raises(ValidationError) as refused:
-        TypeAdapter(dict[str, int]).validate_python({"a": "x"})
-    wrapped = RuntimeError("a remote traceback")
-    wrapped.cause = SpecError("inner", "because", "that")  # type: ignore[attr-defined]  # as Ray does
-    cases: list[tuple[BaseException, str]] = [
-        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device"),
-        (OSError("cannot identify image file"), "cannot identify image file"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), "gone: No such file"),
-        (MemoryError(), "out of memory"),
-        (ModuleNotFoundError("No module named 'ray'"), "No module named 'ray'"),
-        (DeviceMemoryError("batches of 2 fit"), "batches of 2 fit"),
-        (refused.value, "a: Input should be a valid integer"),
-        (SpecError("mine", "c", "d"), "mine"),
-        (wrapped, "inner"),
-    ]
-    for error, said in cases:
-        explained = explain(error)
-        assert explained is not None
-        assert said in explained.what
-        assert explained.cause or isinstance(error, DeviceMemoryError)
-    assert explain(ValueError("a defect")) is None
-
-
-@pytest.mark.parametrize(
-    "error", [PermissionError(errno.EACCES, "Permission denied", "/x"), MemoryError("8 GB"), OSError("odd")]
-)
-def test_errors_of_the_machine_exit_with_2(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(spec: RunSpec) -> None:
-        raise error
-
-    monkeypatch.setattr("udc_ray.prepare.prepare", fail)
-    answer = call("evaluate", *TWO_IMAGES)
-    assert (answer.code, answer.out) == (2, "")
-    assert [line.split(":")[0] for line in answer.err.splitlines()] == ["udc-ray", "likely cause", "what to change"]
-
-
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(spec: RunSpec) -> None:
-        raise ZeroDivisionError("a defect")
-
-    monkeypatch.setattr("udc_ray.prepare.prepare", fail)
-    with pytest.raises(ZeroDivisionError, match="a defect"):
-        call("evaluate", *TWO_IMAGES)
-
-
-def test_notes_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    from udc_ray_cli.progress import RunProgress
-
-    text = "writing to runs/[bold]x[/bold]/" + "long/" * 60
-    RunProgress().note(text)
-    assert capsys.readouterr().err == f"{text}\n"
-
-
 def test_exit_codes_are_those_of_the_manual() -> None:
     assert (evaluate_module.SOME_FAILED, evaluate_module.CHECK_FAILED) == (1, 3)
-
-
-def test_ctrl_c_drains_and_the_printed_command_completes_the_run(tmp_path: Path) -> None:
-    words = [*SMALL, "--limit", "4", "--attack", "noise", "--attack", "square:budget=500", "--defense", "none"]
-    words += ["--set", "run.chunk=1", "--set", "run.micro_batch=2"]
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    stopped = _interrupt_after_a_part([*words, "--out", str(out)], out)
-    assert stopped.code == 130, stopped.err
-    assert stopped.out == ""
-    kept = len(list(out.glob("parts/*.parquet")))
-    assert 1 <= kept < 8
-    assert call(*_resume_command(stopped.err)[1:]).code == 0
-    assert call("evaluate", *words, "--out", whole).code == 0
-    first, second = (pq.read_table(folder / "results.parquet").drop_columns(VOLATILE) for folder in (out, whole))
-    assert first.num_rows == 8
-    assert first.equals(second)
-    assert len(list(out.glob("parts/*.parquet"))) == 8
-
-
-def _interrupt_after_a_part(words: list[str], out: Path) -> Answer:
-    roots = [ROOT, *(Path(next(iter(p.__path__))).parent for p in (udc_ray_cli, udc_ray_cluster))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "udc_ray_cli.main", "evaluate", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        while not list(out.glob("parts/*.parquet")) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return Answer(code=process.returncode, out=output, err=errors)
 
 
 def test_a_run_directory_that_was_resumed_keeps_its_spec(finished_run: tuple[Path, Answer]) -> None:

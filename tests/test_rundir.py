@@ -14,52 +14,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import fs
-from record_factory import make_record
+from rundir_doubles import FILES, FINGERPRINT, SESSION, document, image_of, open_run, record, spec, tree, unit
 
 from udc_ray import environment, partfiles
 from udc_ray.errors import RunDirectoryError
-from udc_ray.fingerprint import fingerprint_document, hash_document
-from udc_ray.records import Record, from_table
-from udc_ray.results import Adversarial, UnitResult
+from udc_ray.fingerprint import fingerprint_document
+from udc_ray.records import from_table
 from udc_ray.rundir import RunDirectory, default_out
-from udc_ray.spec import RunSpec, parse_spec
-
-SESSION = {"versions": {"udc-ray": "0.1.0", "torch": "2.13.0"}, "start": "2026-01-01T00:00:00Z"}
-FILES = {"model": "a" * 64}
-
-
-def spec(**changes: Any) -> RunSpec:
-    return parse_spec({"attacks": [{"name": "square", "budget": 100}], "seed": 3} | changes)
-
-
-def document(run: RunSpec) -> dict[str, Any]:
-    return fingerprint_document(run, FILES, "cpu")
-
-
-FINGERPRINT = hash_document(document(spec()))
-
-
-def open_run(out: Path | str, **changes: Any) -> RunDirectory:
-    run = spec(**changes)
-    return RunDirectory.open(str(out), run, document(run), SESSION)
-
-
-def record(image: str = "0001", **columns: Any) -> Record:
-    return make_record(**({"run_fingerprint": FINGERPRINT, "cell": "c", "image_id": image} | columns))
-
-
-def image_of(r: Record, size: int = 4) -> Adversarial:
-    x = np.full((3, size, size), 0.25, dtype=np.float32)
-    return Adversarial(cell=r.cell, image_id=r.image_id, restart=r.restart, x=x, x_adv=x + np.float32(r.psnr_adv or 0))
-
-
-def unit(*records: Record, **others: Any) -> UnitResult:
-    return UnitResult(records=list(records), **others)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
 
 
 def test_a_new_run_has_its_spec_fingerprint_and_environment(tmp_path: Path) -> None:
@@ -330,63 +291,6 @@ def test_a_writer_that_lost_its_lock_writes_no_more(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="another writer"):
         run.append(unit(record()))
     run.close()
-
-
-@pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store that is no local file system to us, kept in a folder so that a test can look into it."""
-    (tmp_path / "bucket").mkdir()
-    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-
-    class FileSystem:
-        @staticmethod
-        def from_uri(uri: str) -> tuple[Any, str]:
-            return store, uri.partition("://")[2]
-
-    monkeypatch.setattr(fs, "FileSystem", FileSystem)
-    return tmp_path / "bucket"
-
-
-def test_a_run_on_a_uri_is_the_same_run(remote: Path) -> None:
-    with open_run("s3://bucket/run") as run:
-        run.append(unit(record(), images=[image_of(record())], curves={"c/0001/0": [(1, 0.5)]}))
-        with pytest.raises(RunDirectoryError, match="being written"):
-            open_run("s3://bucket/run")
-        run.compact()
-    with open_run("s3://bucket/run") as run:
-        assert run.resumed
-        assert run.records() == [record()]
-        assert len(list(run.images())) == 1
-    with pytest.raises(RunDirectoryError, match="differs in seed"):
-        open_run("s3://bucket/run", seed=9)
-    assert {p.name for p in (remote / "run").iterdir()} >= {"spec.yaml", "results.parquet", "parts", "artifacts"}
-    assert not (remote / "run/lock").exists()
-
-
-def test_a_real_store_of_pyarrow_holds_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, _ = fs.FileSystem.from_uri("mock:///")
-
-    class FileSystem:
-        @staticmethod
-        def from_uri(uri: str) -> tuple[Any, str]:
-            return memory, uri.partition(":///")[2]
-
-    monkeypatch.setattr(fs, "FileSystem", FileSystem)
-    with open_run("mock:///runs/one") as run:
-        run.append(unit(record()))
-    assert RunDirectory.read("mock:///runs/one").records() == [record()]
-
-
-def test_a_file_uri_is_a_local_run(tmp_path: Path) -> None:
-    open_run(f"file://{tmp_path}/run").close()
-    assert (tmp_path / "run/spec.yaml").exists()
-
-
-@pytest.mark.parametrize("out", ["s3://AK:planted-secret@bucket/x", "nosuch://place/x"])
-def test_a_uri_with_a_secret_or_of_no_store_is_refused(out: str) -> None:
-    with pytest.raises(RunDirectoryError) as caught:
-        open_run(out)
-    assert "planted-secret" not in str(caught.value)
 
 
 def test_sessions_are_kept_and_other_versions_are_warned_of(tmp_path: Path) -> None:
