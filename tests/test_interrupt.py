@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -58,6 +59,15 @@ def test_an_alarm_of_its_own_asks_for_nothing() -> None:
         assert list(drain.until_asked("ab")) == ["a", "b"]
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """A process that listens to Ctrl-C; one that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_handlers_and_alarm_are_put_back() -> None:
     before = [signal.getsignal(n) for n in (*SIGNALS, signal.SIGALRM)]
     with pytest.raises(Interrupted), Drain() as drain:
