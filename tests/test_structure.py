@@ -64,10 +64,12 @@ def test_sizes(path: Path) -> None:
             assert length <= 50, f"{node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if p.parent.name != "udc_ray_cli"],  # a command's options are its parameters
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
-    if path.parent.name == "udc_ray_cli":
-        pytest.skip("a command's options are its parameters")
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef) and node.name != "__init__":
             names = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in {"self", "cls"}]
