@@ -121,7 +121,7 @@ def _prior_row(kodak: Sequence[crops.Photograph], tune: Sequence[crops.Photograp
     noisy_tune, noisy_test = _noisy(tune), _noisy(kodak)
     classical = {}
     for name, (denoise, grid) in CLASSICAL.items():
-        best = _tune(grid, lambda s, f=denoise: [psnr(f(n, s), t) for n, t in noisy_tune])  # type: ignore[misc]
+        best = _tune(grid, lambda s, f=denoise: [psnr(f(n, s), t) for n, t in noisy_tune])  # type: ignore[misc]  # lambda
         classical[f"{name}_db"] = _mean([psnr(denoise(n, best), t) for n, t in noisy_test])
     prior = _mean([psnr(_one_step(n), t) for n, t in noisy_test])
     return {

@@ -82,8 +82,10 @@ def test_restorer_calls_are_counted_honestly() -> None:
     assert {(r.grad_evals, r.queries) for r in records} == {(3, 1)}
     assert counting.with_gradient == 3 * 3
     harness = sum(r.queries_harness or 0 for r in records)
-    # the goals look at each clean image once more, by itself in a batch of three slots
-    assert counting.without == 3 * 1 + harness + 3 * 3
+    # the goals look at the clean images once more, all in one batch, and remember what they saw
+    assert counting.without == 3 * 1 + harness + 3
+    host.goals(all_units(prepared, 3)[0])
+    assert counting.without == 3 * 1 + harness + 3
 
 
 @pytest.mark.parametrize("attack", ["pgd:steps=1", "square:budget=3", "noise"])

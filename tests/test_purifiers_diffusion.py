@@ -88,7 +88,7 @@ class Oracle:
 def test_a_perfect_prior_undoes_an_attack(purifier: DDIM | DDPM) -> None:
     clean = images(2)
     attacked = (clean + 8 / 255 * torch.sign(clean - 0.5)).clamp(0, 1)
-    purified, _ = purifier.purify(attacked, tape("a", "b"), Oracle(clean))  # type: ignore[arg-type]
+    purified, _ = purifier.purify(attacked, tape("a", "b"), Oracle(clean))  # type: ignore[arg-type]  # a double
     torch.testing.assert_close(purified, clean, atol=2e-6, rtol=0)
 
 
@@ -101,7 +101,7 @@ def test_more_noise_leaves_less_of_the_image() -> None:
 
     x = torch.full((1, 3, 32, 32), 0.5)
     changes = [
-        (DDIM(sigma=s, clip_x0=False).purify(x, tape("a"), Nothing(x))[0] - x).std().item() * 255  # type: ignore[arg-type]
+        (DDIM(sigma=s, clip_x0=False).purify(x, tape("a"), Nothing(x))[0] - x).std().item() * 255  # type: ignore[arg-type]  # a double
         for s in (5, 10, 20)
     ]
     assert changes == pytest.approx([5, 10, 20], rel=0.06)

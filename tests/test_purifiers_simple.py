@@ -51,7 +51,7 @@ def test_jpeg_is_that_of_pillow(tmp_path: Path, quality: int) -> None:
 @pytest.mark.parametrize("ours, theirs", [("4:4:4", 0), ("4:2:2", 1), ("4:2:0", 2)])
 def test_jpeg_subsampling_is_that_of_pillow(tmp_path: Path, ours: str, theirs: int) -> None:
     x = images()
-    purified, _ = Jpeg(subsampling=ours).purify(x, tape(), None)  # type: ignore[arg-type]
+    purified, _ = Jpeg(subsampling=ours).purify(x, tape(), None)  # type: ignore[arg-type]  # drawn
     expected = through_a_file(x, tmp_path / "image.jpg", quality=75, subsampling=theirs)
     np.testing.assert_allclose(purified.permute(0, 2, 3, 1).numpy(), expected, atol=1e-7)
 

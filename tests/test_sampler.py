@@ -157,7 +157,7 @@ def test_ancestral_chain_equals_diffusers(
     x, denoiser = images(2), tiny_denoiser()
     times = LINEAR.timesteps(19, steps)
     times = times if steps is None else (*times[:-1], 0)  # theirs adds fixed_large noise to a last t above 0
-    process = ReverseProcess(timesteps=times, eta=1.0, variance=variance, clip_x0=clip_x0)  # type: ignore[arg-type]
+    process = ReverseProcess(timesteps=times, eta=1.0, variance=variance, clip_x0=clip_x0)  # type: ignore[arg-type]  # drawn
     ours = purify_chain(denoiser, x, LINEAR, process, generators(2))
 
     scheduler = in_float64(DDPMScheduler(variance_type=variance, clip_sample=clip_x0))
@@ -201,7 +201,7 @@ def test_ancestral_step_is_the_posterior(t: int, gap: int) -> None:
 def test_last_step_is_the_clean_estimate_without_noise() -> None:
     x_t, eps = images(1) * 2 - 1, images(1)
     for eta, variance in ((0.0, "fixed_small"), (1.0, "fixed_small"), (1.0, "fixed_large")):
-        ours = ddim_step(x_t, eps, 0.8, 1.0, eta, None, variance)  # type: ignore[arg-type]
+        ours = ddim_step(x_t, eps, 0.8, 1.0, eta, None, variance)  # type: ignore[arg-type]  # drawn
         assert torch.equal(ours, x0_estimate(x_t, eps, 0.8))
 
 

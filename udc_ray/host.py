@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from udc_ray import memory, probe
-from udc_ray.attacks.objectives import get_objective
+from udc_ray.attacks.objectives import Objective, get_objective
 from udc_ray.attacks.oracle import ScoreRequest
 from udc_ray.attacks.query import QueryAttack
 from udc_ray.baselines import Baselines
@@ -59,6 +59,7 @@ class Host:
         memory.keep_freed_memory()
         self.restorer = (restorer or load_restorer(setup.spec.model)).to(device)
         self._prepared: dict[int, Any] = {}
+        self._goals: dict[tuple[int, str, str], tuple[float, float]] = {}
         self.sample = lru_cache(maxsize=256)(setup.dataset.load)
         self.clean_references = lru_cache(maxsize=256)(self._clean_reference)
         self._make_evaluator()
@@ -67,6 +68,7 @@ class Host:
         """Adopt what the probes settled."""
         self.setup = replace(self.setup, resolved=resolved)
         torch.set_num_threads(resolved.threads)
+        self._goals.clear()  # another micro-batch has other last bits
         self._make_evaluator()
 
     def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
@@ -114,8 +116,17 @@ class Host:
 
     def goals(self, unit: Unit) -> Goals:
         """Clean score, and the score that declares success, per image (harness work, not charged)."""
-        with self._explained(unit, "the clean images"):
-            return {image_id: self._goal(unit, image_id) for image_id in unit.image_ids}
+        objective = get_objective(self.objective_name(unit))
+        keys = {i: (unit.victim, objective.name, i) for i in unit.image_ids}
+        todo = [i for i, key in keys.items() if key not in self._goals]
+        if todo:
+            with self._explained(unit, "the clean images"):
+                images = [self.sample(i).degraded for i in todo]
+                draws = self.evaluator.samples(self.victim(unit.victim), todo, images)
+                for n, i in enumerate(todo):
+                    reference = self.reference(unit.victim, i, objective.reference)
+                    self._goals[keys[i]] = self._goal(objective, [outputs[n] for outputs in draws], reference)
+        return {i: self._goals[key] for i, key in keys.items()}
 
     def score(self, request: ScoreRequest) -> list[float]:
         """Score the candidates of a query attack; empty slots are padded."""
@@ -184,18 +195,13 @@ class Host:
             return truth
         return self.clean_references(defence, image_id)
 
-    def clean_outputs(self, defence: int, image_id: str) -> list[Tensor]:
-        """Outputs on the untouched image, one for every evaluation draw."""
-        sample = self.sample(image_id)
-        return [outputs[0] for outputs in self.evaluator.samples(self.victim(defence), [image_id], [sample.degraded])]
-
     def _clean_reference(self, defence: int, image_id: str) -> Tensor:
-        return torch.stack(self.clean_outputs(defence, image_id)).mean(dim=0).clamp(0, 1)
+        """The victim's own output on the untouched image, mean over the evaluation draws."""
+        images = [self.sample(image_id).degraded]
+        draws = self.evaluator.samples(self.victim(defence), [image_id], images)
+        return torch.stack([outputs[0] for outputs in draws]).mean(dim=0).clamp(0, 1)
 
-    def _goal(self, unit: Unit, image_id: str) -> tuple[float, float]:
-        objective = get_objective(self.objective_name(unit))
-        reference = self.reference(unit.victim, image_id, objective.reference)
-        outputs = self.clean_outputs(unit.victim, image_id)
+    def _goal(self, objective: Objective, outputs: Sequence[Tensor], reference: Tensor) -> tuple[float, float]:
         score = torch.stack([objective.score(o[None], reference[None]) for o in outputs]).mean().item()
         success = self.setup.spec.success
         psnr_goal = success.psnr_below

@@ -102,7 +102,7 @@ class RunDirectory:
             header = Header(spec=spec, fingerprint=hash_document(document), resolved=resolved)
             run = cls(storage, header, lock=lock, resumed=found is not None)
             run._begin(document, session)
-        except BaseException:
+        except BaseException:  # whatever it was, Ctrl-C too, nothing half-begun stays
             _remove_beginnings(storage)
             lock.release()
             _remove_if_empty(storage)

@@ -150,7 +150,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # whatever it was, Ctrl-C too, no torn file stays
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

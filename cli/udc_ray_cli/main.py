@@ -60,7 +60,7 @@ def main() -> None:
     except (Interrupted, Stopped) as stop:
         typer.echo(f"udc-ray: {stop}", err=True)
         sys.exit(128 + stop.signal_number)
-    except Exception as error:
+    except Exception as error:  # trouble of the machine becomes a message, a defect keeps its traceback
         from udc_ray_cli.trouble import explain
 
         explained = explain(error)
