@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ def plant(folder: Path, **changes: object) -> None:
     values = {"owner": "elsewhere:1", "token": "x", "started": now, "heartbeat": now} | changes
     folder.mkdir(exist_ok=True)
     (folder / LOCK).write_text(json.dumps(values))
+    heartbeat = float(str(values["heartbeat"]))
+    os.utime(folder / LOCK, (heartbeat, heartbeat))  # it is written with every heartbeat
 
 
 def dead_pid() -> int:
@@ -141,3 +145,116 @@ def test_of_many_processes_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -
     for process in processes:
         process.communicate("end\n", timeout=30)
     assert sorted(answers) == ["RunDirectoryError", "RunDirectoryError", "mine"]
+
+
+def test_the_refusal_names_the_job_that_writes(tmp_path: Path) -> None:
+    lock = RunLock(Storage(str(tmp_path)), job="udc-0123-1")
+    lock.acquire()
+    with pytest.raises(RunDirectoryError, match=rf"being written by .*:{os.getpid()} \(job udc-0123-1\)"):
+        RunLock(Storage(str(tmp_path))).acquire()
+    lock.release()
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+@pytest.mark.parametrize("silence", [5, 65])
+def test_the_disk_says_how_long_a_writer_is_silent_whatever_its_clock_says(
+    tmp_path: Path, skew: float, silence: float
+) -> None:
+    plant(tmp_path, heartbeat=time.time() - silence)
+    text = json.loads((tmp_path / LOCK).read_text())
+    written = (tmp_path / LOCK).stat().st_mtime
+    (tmp_path / LOCK).write_text(json.dumps(text | {"heartbeat": text["heartbeat"] + skew}))
+    os.utime(tmp_path / LOCK, (written, written))
+    lock = RunLock(Storage(str(tmp_path)))
+    if silence < 60:
+        with pytest.raises(RunDirectoryError, match="elsewhere"):
+            lock.acquire()
+    else:
+        lock.acquire()
+        lock.release()
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+class Clock:
+    """A clock that only waiting moves; what happens meanwhile is a list of (second, deed)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *deeds: tuple[float, Callable[[], object]]) -> None:
+        self.now, self.deeds = 1000.0, [(1000.0 + at, deed) for at, deed in deeds]
+        monkeypatch.setattr("udc_ray.lock.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("udc_ray.lock.time.sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        while self.deeds and self.deeds[0][0] <= self.now:
+            self.deeds.pop(0)[1]()
+
+
+@contextmanager
+def no_times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that does not say when files were written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "modified", lambda self, name: None)
+        yield
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_patience_takes_over_from_a_writer_that_stays_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: bool
+) -> None:
+    plant(tmp_path, heartbeat=time.time() - 20, job="udc-7")
+    told: list[str] = []
+    clock, lock = Clock(monkeypatch), RunLock(Storage(str(tmp_path)))
+    with nullcontext() if times else no_times(monkeypatch):
+        lock.acquire(90, told.append)
+    waited = clock.now - 1000
+    assert 39 <= waited <= 42 if times else 60 <= waited <= 62  # where only waiting tells, a whole minute
+    assert len(told) == 1 and "elsewhere:1 (job udc-7)" in told[0]
+    assert json.loads((tmp_path / LOCK).read_text())["token"] == lock.token
+    lock.release()
+
+
+def test_patience_refuses_a_writer_that_gives_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path)
+    now = time.time()
+    clock = Clock(monkeypatch, (9, lambda: plant(tmp_path, heartbeat=now + 10)))
+    with pytest.raises(RunDirectoryError, match="being written by elsewhere:1"):
+        RunLock(Storage(str(tmp_path))).acquire(90)
+    assert clock.now - 1000 < 12
+
+
+def test_patience_takes_a_lock_that_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path)
+    clock = Clock(monkeypatch, (5, (tmp_path / LOCK).unlink))
+    lock = RunLock(Storage(str(tmp_path)))
+    lock.acquire(90)
+    assert clock.now - 1000 < 8
+    lock.release()
+
+
+def test_patience_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path)
+    clock = Clock(monkeypatch)
+    with pytest.raises(RunDirectoryError, match="elsewhere:1"):
+        RunLock(Storage(str(tmp_path))).acquire(30)
+    assert clock.now - 1000 == 30
+
+
+def test_a_free_lock_is_taken_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    clock, lock = Clock(monkeypatch), RunLock(Storage(str(tmp_path)))
+    lock.acquire(90, told.append)
+    assert not told and clock.now == 1000
+    lock.release()
+
+
+def test_a_process_that_stood_still_looks_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = RunLock(Storage(str(tmp_path)))
+    lock.acquire()
+    plant(tmp_path, token="another")
+    lock.check()  # only looked for at the next heartbeat
+    now = time.monotonic()
+    monkeypatch.setattr("udc_ray.lock.time.monotonic", lambda: now + 100)
+    with pytest.raises(RunDirectoryError, match="another writer"):
+        lock.check()
+    monkeypatch.undo()
+    lock.release()

@@ -7,6 +7,7 @@ import pytest
 from pyarrow import fs
 from rundir_doubles import image_of, open_run, record, unit
 
+from udc_ray import lock
 from udc_ray.errors import RunDirectoryError
 from udc_ray.rundir import RunDirectory
 
@@ -15,12 +16,13 @@ from udc_ray.rundir import RunDirectory
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store that is no local file system to us, kept in a folder so that a test can look into it."""
     (tmp_path / "bucket").mkdir()
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
 
     class FileSystem:
         @staticmethod
         def from_uri(uri: str) -> tuple[Any, str]:
-            return store, uri.partition("://")[2]
+            return store, uri.partition("://")[2].partition("?")[0]
 
     monkeypatch.setattr(fs, "FileSystem", FileSystem)
     return tmp_path / "bucket"

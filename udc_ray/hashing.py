@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from udc_ray.errors import DataError
+from udc_ray.location import Place, local
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     try:
-        with path.open("rb") as stream:
+        with local(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", change="check the path") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from udc_ray.spec import canonical_json
 from udc_ray.storage import Storage
 
 PARTS, STATE, ARTIFACTS = "parts", "state", "artifacts"
+Curves = dict[str, list[tuple[int, float]]]
+"""``cell/image/restart`` to (queries, best score)."""
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RunDirectoryError)
 
 
@@ -35,12 +37,12 @@ def append(storage: Storage, result: UnitResult) -> str:
     """Write a unit, its part last; a readable part of the same name stays as it is."""
     name = part_name(result.records)
     path = f"{PARTS}/{name}.parquet"
-    if storage.exists(path) and _problem(storage, path) is None:
+    if _is_readable(storage.find(path)):
         return name
     for file, images in _by_size(name, result.images).items():
         storage.write(f"{ARTIFACTS}/{file}", _encode_images(images))
     if result.curves:
-        storage.write(f"{STATE}/curves-{name}.json", json.dumps(result.curves).encode())
+        storage.write(f"{STATE}/{_curves_file(name)}", json.dumps(result.curves).encode())
     clean = [r if r.error is None else replace(r, error=redact(r.error)) for r in result.records]
     storage.write(path, encode_records(clean))
     return name
@@ -59,39 +61,62 @@ def decode_records(data: bytes) -> list[Record]:
     return from_table(pq.read_table(pa.BufferReader(data)))
 
 
-def read_all(storage: Storage, fingerprint: str) -> tuple[dict[str, list[Record]], dict[str, str]]:
-    """Records by part; and what could not be read, with the reason (it does not stop the run)."""
+def read_all(
+    storage: Storage, fingerprint: str, known: Mapping[str, list[Record]]
+) -> tuple[dict[str, list[Record]], dict[str, str]]:
+    """Records by part; and what could not be read, with the reason (it does not stop the run).
+
+    Args:
+        storage: the run directory.
+        fingerprint: of the run.
+        known: parts that were read before; one that was written never changes.
+    """
     parts: dict[str, list[Record]] = {}
     damaged: dict[str, str] = {}
-    for file in storage.names(PARTS):
-        if not file.endswith(".parquet"):
-            continue
-        try:
-            records = decode_records(storage.read(f"{PARTS}/{file}"))
-        except _UNREADABLE as error:
-            damaged[file] = f"cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            continue
-        if any(r.run_fingerprint != fingerprint for r in records):
-            damaged[file] = "belongs to another run"
+    files = [file for file in storage.names(PARTS) if file.endswith(".parquet")]
+    unread = [file for file in files if file.removesuffix(".parquet") not in known]
+    found = dict(zip(unread, storage.each(lambda file: _read_part(storage, file, fingerprint), unread), strict=True))
+    for file in files:
+        name = file.removesuffix(".parquet")
+        records = found.get(file, known.get(name, []))
+        if isinstance(records, str):
+            damaged[file] = records
         else:
-            parts[file.removesuffix(".parquet")] = records
+            parts[name] = records
     return parts, damaged
 
 
-def read_images(storage: Storage, part: str) -> list[Adversarial]:
-    """Attacked images of a part."""
-    images = []
+def _read_part(storage: Storage, file: str, fingerprint: str) -> list[Record] | str:
+    """Records of a part, or why there are none."""
+    try:
+        records = decode_records(storage.read(f"{PARTS}/{file}"))
+    except _UNREADABLE as error:
+        return f"cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return "belongs to another run" if any(r.run_fingerprint != fingerprint for r in records) else records
+
+
+def read_images(storage: Storage, parts: Iterable[str]) -> Iterator[tuple[str, list[Adversarial]]]:
+    """Attacked images, with the part that they belong to, in the order of the parts; a file at a time."""
+    files: dict[str, list[str]] = {}
     for file in storage.names(ARTIFACTS):
-        if file.partition(".")[0].partition("-")[0] == part:
-            images += _decode_images(storage, f"{ARTIFACTS}/{file}")
-    return images
+        files.setdefault(file.partition(".")[0].partition("-")[0], []).append(file)
+    wanted = [(part, file) for part in parts for file in files.get(part, ())]
+    yield from storage.each(lambda item: (item[0], _decode_images(storage, f"{ARTIFACTS}/{item[1]}")), wanted)
 
 
-def read_curves(storage: Storage, part: str) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a part: ``cell/image/restart`` to (queries, best score)."""
-    name = f"{STATE}/curves-{part}.json"
-    if not storage.exists(name):
-        return {}
+def read_curves(storage: Storage, parts: Iterable[str]) -> dict[str, Curves]:
+    """Curves by part, of the parts that have any."""
+    there = set(storage.names(STATE))
+    wanted = [part for part in parts if _curves_file(part) in there]
+    return dict(zip(wanted, storage.each(lambda part: _read_curves(storage, part), wanted), strict=True))
+
+
+def _curves_file(part: str) -> str:
+    return f"curves-{part}.json"
+
+
+def _read_curves(storage: Storage, part: str) -> Curves:
+    name = f"{STATE}/{_curves_file(part)}"
     try:
         values: dict[str, Any] = json.loads(storage.read(name))
         return {key: [(int(q), float(s)) for q, s in curve] for key, curve in values.items()}
@@ -99,12 +124,14 @@ def read_curves(storage: Storage, part: str) -> dict[str, list[tuple[int, float]
         raise RunDirectoryError(f"{storage}/{name} cannot be read: {error}", "it was changed by hand") from error
 
 
-def _problem(storage: Storage, path: str) -> str | None:
+def _is_readable(part: bytes | None) -> bool:
+    if part is None:
+        return False
     try:
-        decode_records(storage.read(path))
-    except _UNREADABLE as error:
-        return str(error)
-    return None
+        decode_records(part)
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def _by_size(name: str, images: Sequence[Adversarial]) -> dict[str, list[Adversarial]]:

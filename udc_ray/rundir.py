@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,8 +36,6 @@ from udc_ray.yaml_text import load_yaml
 SPEC, DOCUMENT, ENVIRONMENT, RESULTS = "spec.yaml", "fingerprint.json", "environment.json", "results.parquet"
 _BEFORE_SPEC = frozenset({LOCK, DOCUMENT, ENVIRONMENT})
 """All that a start that was cut short can leave behind."""
-
-Curve = list[tuple[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +74,21 @@ class RunDirectory:
         self.storage, self.header, self.resumed = storage, header, resumed
         self.warnings: list[str] = []
         self.damaged: dict[str, str] = {}
+        self._read: dict[str, list[Record]] = {}
         self._lock = lock
 
     @classmethod
-    def open(cls, out: str, spec: RunSpec, document: Mapping[str, Any], session: Mapping[str, Any]) -> RunDirectory:
+    def open(
+        cls,
+        out: str,
+        spec: RunSpec,
+        document: Mapping[str, Any],
+        session: Mapping[str, Any],
+        *,
+        patience: float = 0.0,
+        note: Callable[[str], None] | None = None,
+        job: str | None = None,
+    ) -> RunDirectory:
         """Create the run, or go on with it when the fingerprint is the same.
 
         Args:
@@ -87,6 +96,9 @@ class RunDirectory:
             spec: the validated run.
             document: `udc_ray.fingerprint.fingerprint_document` of it.
             session: `udc_ray.environment.describe_session`.
+            patience: seconds to wait for a writer that may be dead; see `RunLock.acquire`.
+            note: is told once that it waits.
+            job: id of the cluster job that writes, for those who find the lock.
 
         Raises:
             RunDirectoryError: another run lies there, or something that is no run; a live writer; a
@@ -94,8 +106,8 @@ class RunDirectory:
         """
         storage = Storage(out)
         cls._find(storage, document)  # refused before anything is created
-        lock = RunLock(storage)
-        lock.acquire()
+        lock = RunLock(storage, job=job)
+        lock.acquire(patience, note)
         try:
             found = cls._find(storage, document)  # again, as another writer may just have ended
             resolved = found.resolved if found is not None else None
@@ -158,26 +170,33 @@ class RunDirectory:
         self.storage.write(RESULTS, partfiles.encode_records(records))
         return records
 
-    def images(self) -> Iterator[Adversarial]:
-        """Attacked images that were kept, of the records that count."""
-        owners = {(r.cell, r.image_id, r.restart, part): None for r, part in self._kept()}
-        for part in dict.fromkeys(part for *_, part in owners):
-            for image in partfiles.read_images(self.storage, part):
+    def images(self, wanted: Collection[tuple[str, str]] | None = None) -> Iterator[Adversarial]:
+        """Attacked images that were kept, of the records that count.
+
+        Args:
+            wanted: cells and image ids; the files of others are not read. All unless given.
+        """
+        counted = (pair for pair in self._kept() if wanted is None or pair[0].key[:2] in wanted)
+        owners = {(r.cell, r.image_id, r.restart, part): None for r, part in counted}
+        parts = dict.fromkeys(part for *_, part in owners)
+        for part, images in partfiles.read_images(self.storage, parts):
+            for image in images:
                 if (image.cell, image.image_id, image.restart, part) in owners:
                     yield image
 
-    def curves(self) -> dict[str, Curve]:
+    def curves(self) -> partfiles.Curves:
         """``cell/image/restart`` to (queries, best score), of the records that count."""
         owners = {f"{r.cell}/{r.image_id}/{r.restart}": part for r, part in self._kept()}
-        found = {part: partfiles.read_curves(self.storage, part) for part in dict.fromkeys(owners.values())}
-        return {name: found[part][name] for name, part in owners.items() if name in found[part]}
+        found = partfiles.read_curves(self.storage, dict.fromkeys(owners.values()))
+        return {name: found[part][name] for name, part in owners.items() if name in found.get(part, ())}
 
     def read_json(self, name: str) -> Any | None:
         """A JSON file of the run, or None where it is missing."""
-        if not self.storage.exists(name):
+        data = self.storage.find(name)
+        if data is None:
             return None
         try:
-            return json.loads(self.storage.read(name))
+            return json.loads(data)
         except ValueError as error:
             raise RunDirectoryError(f"{self.storage}/{name} is no JSON", "it was changed by hand") from error
 
@@ -203,8 +222,7 @@ class RunDirectory:
             return
         self.close()
         for name in (SPEC, ENVIRONMENT, DOCUMENT):
-            if self.storage.exists(name):
-                self.storage.delete(name)
+            self.storage.delete(name)
         _remove_beginnings(self.storage)
 
     def close(self) -> None:
@@ -265,8 +283,8 @@ class RunDirectory:
         return [record for records in self._parts().values() for record in records]
 
     def _parts(self) -> dict[str, list[Record]]:
-        parts, self.damaged = partfiles.read_all(self.storage, self.header.fingerprint)
-        return parts
+        self._read, self.damaged = partfiles.read_all(self.storage, self.header.fingerprint, self._read)
+        return self._read
 
     def _kept(self) -> list[tuple[Record, str]]:
         """The records that count, in the order of their keys, with the part that each comes from."""

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pyarrow import fs
 
-from udc_ray.errors import RunDirectoryError
-from udc_ray.redact import has_credentials, redact
+from udc_ray.stores import Opened, explained, is_object_store, is_uri, open_uri, refuse_secrets
 
-_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
-_CAUSES = {
-    errno.ENOSPC: ("the disk is full", "free some space, or give --out on another disk"),
-    errno.EDQUOT: ("the quota of this disk is used up", "free some space, or give --out on another disk"),
-    errno.EROFS: ("the disk is read-only", "give --out in a folder that can be written"),
-    errno.EACCES: ("no permission to use this folder", "give --out in a folder that can be written"),
-    errno.EPERM: ("no permission to use this folder", "give --out in a folder that can be written"),
-    errno.ENOTDIR: ("a part of the path is a file", "give --out with the path of a folder"),
-}
+AT_ONCE = 16
+"""Requests to a store that are under way together; it has 25 connections."""
 
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn an error of the disk or the store into one message."""
-    try:
-        yield
-    except OSError as error:
-        default = ("the disk or the store refuses", "check the path, its permissions and the space left")
-        cause, change = _CAUSES.get(error.errno or 0, default)
-        raise RunDirectoryError(f"{what}: {redact(error.strerror or str(error))}", cause, change) from error
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Storage:
@@ -49,14 +33,11 @@ class Storage:
     """
 
     def __init__(self, out: str) -> None:
-        if has_credentials(out):
-            raise RunDirectoryError(
-                "the URI of the run directory holds a user and a secret",
-                "credentials are written into the address",
-                "give them in the environment or in the store's own configuration",
-            )
+        refuse_secrets(out)
         self.name = out
-        self._filesystem, self._root = _resolve(out)
+        local = Opened(None, str(Path(out).expanduser().absolute()))
+        self._filesystem, self._root = open_uri(out) if is_uri(out) else local
+        self._needs_folders = self._filesystem is not None and not is_object_store(self._filesystem)
 
     def __str__(self) -> str:
         return self.name
@@ -67,11 +48,11 @@ class Storage:
         return Path(self._root) if self._filesystem is None else None
 
     def make(self) -> None:
-        """Create the root folder, with its parents."""
+        """Create the root folder, with its parents; an object store needs none."""
         with explained(f"cannot create {self}"):
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            else:
+            elif self._needs_folders:
                 self._filesystem.create_dir(self._root, recursive=True)
 
     def exists(self, name: str = "") -> bool:
@@ -91,32 +72,76 @@ class Storage:
             selector = fs.FileSelector(self._path(folder), allow_not_found=True)
             return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
 
+    def modified(self, name: str) -> float | None:
+        """When a file was written, by the clock of the disk or the store; None where that is not known."""
+        with explained(f"cannot look into {self}"):
+            if self.folder is not None:
+                return (self.folder / name).stat().st_mtime
+            nanoseconds: int | None = self._filesystem.get_file_info(self._path(name)).mtime_ns
+            return None if nanoseconds is None else nanoseconds / 1e9
+
     def read(self, name: str) -> bytes:
         """Bytes of a file."""
         with explained(f"cannot read {self}/{name}"):
-            if self.folder is not None:
-                return (self.folder / name).read_bytes()
-            with self._filesystem.open_input_stream(self._path(name)) as stream:
-                data: bytes = stream.read()
-            return data
+            return self._read(name)
+
+    def find(self, name: str) -> bytes | None:
+        """Bytes of a file, or None where there is none."""
+        with explained(f"cannot read {self}/{name}"):
+            if self.folder is not None and not (self.folder / name).exists():
+                return None
+            try:
+                return self._read(name)
+            except FileNotFoundError:
+                return None
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Results of a function in the order of the items; a far store is asked for many at once."""
+        if self.folder is not None:
+            yield from map(work, items)
+            return
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="storage") as threads:
+            waiting: deque[Future[R]] = deque()
+            for item in items:
+                waiting.append(threads.submit(work, item))
+                if len(waiting) == AT_ONCE:  # no more, as what is not taken yet lies in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file as a whole or not at all: temp, fsync and rename here, one close on a URI."""
+        """Write a file as a whole or not at all: temp, fsync and rename here, one close on an object store."""
         with explained(f"cannot write {self}/{name}"):
             if self.folder is not None:
                 _write_atomically(self.folder / name, data)
-                return
-            self._filesystem.create_dir(self._path(name).rpartition("/")[0], recursive=True)
-            with self._filesystem.open_output_stream(self._path(name)) as stream:
-                stream.write(data)
+            elif self._needs_folders:
+                parent, _, base = self._path(name).rpartition("/")
+                temporary = f"{parent}/{_temporary_name(base)}"
+                self._filesystem.create_dir(parent, recursive=True)
+                self._upload(temporary, data)
+                self._filesystem.move(temporary, self._path(name))
+            else:
+                self._upload(self._path(name), data)
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is missing already is no error."""
         with explained(f"cannot delete {self}/{name}"):
             if self.folder is not None:
                 (self.folder / name).unlink(missing_ok=True)
-            elif self.exists(name):
-                self._filesystem.delete_file(self._path(name))
+            else:
+                with suppress(FileNotFoundError):
+                    self._filesystem.delete_file(self._path(name))
+
+    def _read(self, name: str) -> bytes:
+        if self.folder is not None:
+            return (self.folder / name).read_bytes()
+        with self._filesystem.open_input_stream(self._path(name)) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def _upload(self, path: str, data: bytes) -> None:
+        with self._filesystem.open_output_stream(path) as stream:
+            stream.write(data)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -127,23 +152,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _resolve(out: str) -> tuple[Any, str]:
-    if not _URI.match(out):
-        return None, str(Path(out).expanduser().absolute())
-    try:
-        filesystem, root = fs.FileSystem.from_uri(out)
-    except (OSError, ValueError, ImportError, NotImplementedError) as error:  # pyarrow's own errors derive from these
-        raise RunDirectoryError(
-            f"cannot open {redact(out)}: {redact(str(error))}",
-            "no file system of pyarrow has this scheme, or the store does not answer",
-            "give a local path, or a URI such as s3://bucket/folder",
-        ) from error
-    return (None if isinstance(filesystem, fs.LocalFileSystem) else filesystem), root.rstrip("/")
+def _temporary_name(name: str) -> str:
+    return f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         with temporary.open("xb") as stream:
             stream.write(data)

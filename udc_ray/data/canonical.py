@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
 from udc_ray.data import domains
 from udc_ray.data.images import ARRAYS, Kind, Picture, read_image
 from udc_ray.errors import DataError
+from udc_ray.location import Place
 
 DOMAINS: dict[Kind, domains.Domain] = {"srgb": "srgb", "linear": "tonemapped", "raw": "linear"}
 """Canonical domain by the kind of file."""
@@ -19,7 +18,7 @@ def to_canonical(picture: Picture) -> Tensor:
     return domains.tonemap(picture.image) if picture.kind == "linear" else picture.image
 
 
-def read_canonical(path: Path, channels: int, domain: domains.Domain) -> Tensor:
+def read_canonical(path: Place, channels: int, domain: domains.Domain) -> Tensor:
     """Read an image into the canonical domain of its data set; another domain is refused."""
     picture = read_image(path, channels)
     if DOMAINS[picture.kind] != domain:
@@ -27,7 +26,7 @@ def read_canonical(path: Path, channels: int, domain: domains.Domain) -> Tensor:
     return to_canonical(picture)
 
 
-def mixed(path: Path, kind: Kind) -> DataError:
+def mixed(path: Place, kind: Kind) -> DataError:
     """The error for a file that is not of the kind of the others."""
     return DataError(
         f"{path} holds {kind} values, others of this data set do not",
@@ -36,7 +35,7 @@ def mixed(path: Path, kind: Kind) -> DataError:
     )
 
 
-def kind_of(path: Path, channels: int) -> Kind:
+def kind_of(path: Place, channels: int) -> Kind:
     """Kind of a file; an array has to be read for it."""
     if channels == 4:
         return "raw"

@@ -17,6 +17,7 @@ from udc_ray.data.canonical import DOMAINS, centre_crop, kind_of, mixed, read_ca
 from udc_ray.data.images import SUFFIXES, Kind, index_images, read_image
 from udc_ray.errors import DataError
 from udc_ray.hashing import file_sha256
+from udc_ray.location import Folder, Place, RemoteFile, RemoteFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class SimulatedFolder:
     name: str
     image_ids: tuple[str, ...]
     domain: domains.Domain
-    files: Mapping[str, Path]
+    files: Mapping[str, Place]
     display: simulate.Display
     seed: int = 0
     size: int | None = None
@@ -53,6 +54,10 @@ class SimulatedFolder:
             truth=centre_crop(shot.truth, self.size, what).clone(),
         )
 
+    def places(self) -> list[Place]:
+        """The files of its images."""
+        return [self.files[i] for i in self.image_ids]
+
     def check(self, image_id: str) -> None:
         """Read one image without degrading it: the file, its kind and its size."""
         path = self.files[image_id]
@@ -69,7 +74,7 @@ class SimulatedFolder:
         """sha256 of every clean image, and of the PSF where it is a file."""
         hashes = {i: file_sha256(self.files[i]) for i in self.image_ids}
         if self.display.psf is not None:
-            hashes["display:psf"] = file_sha256(simulate.HERE / self.display.psf)
+            hashes["display:psf"] = file_sha256(simulate.psf_file(self.display.psf))
         return hashes
 
 
@@ -80,7 +85,9 @@ class _Shot(NamedTuple):
     kind: Kind
 
 
-def _modified(path: Path) -> int:
+def _modified(path: Place) -> int:
+    if isinstance(path, RemoteFile):
+        return path.modified
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -88,7 +95,7 @@ def _modified(path: Path) -> int:
 
 
 @lru_cache(maxsize=32)
-def _photograph(path: Path, modified: int, image_id: str, display: simulate.Display, seed: int) -> _Shot:
+def _photograph(path: Place, modified: int, image_id: str, display: simulate.Display, seed: int) -> _Shot:
     """Degrade one whole image; `modified` only keys the cache."""
     image, kind = read_image(path)
     hdr = kind == "linear"
@@ -107,7 +114,7 @@ class DegradedFolder:
     image_ids: tuple[str, ...]
     channels: int
     domain: domains.Domain
-    files: Mapping[str, Path]
+    files: Mapping[str, Place]
     size: int | None = None
     has_truth: bool = False
 
@@ -115,6 +122,10 @@ class DegradedFolder:
         """Read one image; its truth is None."""
         image = read_canonical(self.files[image_id], self.channels, self.domain)
         return Sample(image_id=image_id, degraded=centre_crop(image, self.size, str(self.files[image_id])), truth=None)
+
+    def places(self) -> list[Place]:
+        """The files of its images."""
+        return [self.files[i] for i in self.image_ids]
 
     def check(self, image_id: str) -> None:
         """Read one image and drop it."""
@@ -129,25 +140,30 @@ class DegradedFolder:
         return {i: file_sha256(self.files[i]) for i in self.image_ids}
 
 
-def index_source(source: Path) -> dict[str, Path]:
+def index_source(source: Folder | Place) -> dict[str, Place]:
     """Files of a folder by id, or of one file by its stem."""
-    if source.is_dir():
+    if isinstance(source, RemoteFolder) or (isinstance(source, Path) and source.is_dir()):
         return index_images(source)
-    if not source.exists():
+    if isinstance(source, Path) and not source.exists():
         raise DataError(f"{source} does not exist", "a wrong path", "give a folder or an image file")
     if source.suffix.lower() not in SUFFIXES:
         raise DataError(f"{source} is no image", change=f"an image ends in {', '.join(sorted(SUFFIXES))}")
     return {source.stem: source}
 
 
+def _name(source: Folder | Place) -> str:
+    alone = isinstance(source, RemoteFile) or (isinstance(source, Path) and source.is_file())
+    return Path(source.name).stem if alone else source.name
+
+
 def open_simulated(
-    source: Path, display: simulate.Display, *, seed: int = 0, size: int | None = None
+    source: Folder | Place, display: simulate.Display, *, seed: int = 0, size: int | None = None
 ) -> SimulatedFolder:
     """Send the clean images of a folder, or one file, through a display."""
     files = index_source(source)
     hdr = kind_of(next(iter(files.values())), 3) == "linear"
     return SimulatedFolder(
-        name=source.stem if source.is_file() else source.name,
+        name=_name(source),
         image_ids=tuple(files),
         domain=simulate.canonical_domain(display, hdr),
         files=files,
@@ -157,11 +173,11 @@ def open_simulated(
     )
 
 
-def open_degraded(source: Path, channels: int = 3, size: int | None = None) -> DegradedFolder:
+def open_degraded(source: Folder | Place, channels: int = 3, size: int | None = None) -> DegradedFolder:
     """Open degraded images that have no truth."""
     files = index_source(source)
     return DegradedFolder(
-        name=source.stem if source.is_file() else source.name,
+        name=_name(source),
         image_ids=tuple(files),
         channels=channels,
         domain=DOMAINS[kind_of(next(iter(files.values())), channels)],

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from udc_ray.data import arrays, png16
 from udc_ray.errors import DataError
+from udc_ray.location import Folder, Place, local
 
 Kind = Literal["srgb", "linear", "raw"]
 """How the numbers are meant: encoded [0, 1], linear light up to 500, or raw planes in [0, 1]."""
@@ -36,7 +37,7 @@ class Picture(NamedTuple):
     kind: Kind
 
 
-def read_image(path: Path, channels: int = 3) -> Picture:
+def read_image(path: Place, channels: int = 3) -> Picture:
     """Read an image.
 
     Args:
@@ -66,15 +67,16 @@ def read_image(path: Path, channels: int = 3) -> Picture:
     return Picture(torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))), kind)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Place) -> bytes:
     try:
-        status = path.stat()
+        here = local(path)
+        status = here.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not an ordinary file"
             raise DataError(f"{path} is {kind}, where an image is wanted", change="give an image file")
         if status.st_size == 0:
             raise DataError(f"{path} is empty (zero bytes)", "a copy or download that failed", "replace the file")
-        return path.read_bytes()
+        return here.read_bytes()
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}",
@@ -123,7 +125,7 @@ def _opaque_rgb(values: NDArray[np.uint8] | NDArray[np.uint16], white: int) -> N
     return np.repeat(rgb, 3, axis=2) if planes < 3 else rgb
 
 
-def _check_values(values: NDArray[np.float32], path: Path) -> None:
+def _check_values(values: NDArray[np.float32], path: Place) -> None:
     bad = int((~np.isfinite(values)).sum())
     if bad:
         raise DataError(
@@ -156,16 +158,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def image_id(path: Path, folder: Path) -> str:
-    """Stable id of an image: POSIX path without suffix, relative to `folder`."""
-    return path.relative_to(folder).with_suffix("").as_posix()
+def _by_relative_path(folder: Folder) -> list[tuple[str, Place]]:
+    if isinstance(folder, Path):
+        return [(path.relative_to(folder).as_posix(), path) for path in list_images(folder)]
+    images = [(path, file) for path, file in folder.files.items() if file.suffix.lower() in SUFFIXES]
+    return [(path, file) for path, file in images if not any(part.startswith(".") for part in path.split("/"))]
 
 
-def index_images(folder: Path) -> dict[str, Path]:
-    """Images below a folder by id; an empty folder and equal ids are refused."""
-    table: dict[str, Path] = {}
-    for path in list_images(folder):
-        key = image_id(path, folder)
+def index_images(folder: Folder) -> dict[str, Place]:
+    """Images below a folder by id, the path without suffix; an empty folder and equal ids are refused."""
+    table: dict[str, Place] = {}
+    for relative, path in _by_relative_path(folder):
+        key = PurePosixPath(relative).with_suffix("").as_posix()
         if key in table:
             raise DataError(
                 f"two files have the id {key!r}: {table[key].name} and {path.name}",

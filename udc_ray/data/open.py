@@ -12,6 +12,7 @@ from pydantic import Field
 from udc_ray.data import folder, pairs, shipped, simulate
 from udc_ray.data.base import Dataset
 from udc_ray.errors import DataError
+from udc_ray.location import Folder, Place, fetch, is_uri, look
 from udc_ray.params import Params
 from udc_ray.spec import Entry
 
@@ -46,7 +47,7 @@ def open_dataset(entry: Entry, limit: int | None = None, seed: int = 0, channels
     """Open the data of a run; every image that will be used is read once, so that damage shows now.
 
     Args:
-        entry: ``shipped``, or the path of a folder or file, with its parameters.
+        entry: ``shipped``, or the path or URI of a folder or file, with its parameters.
         limit: at most so many images, by `pick`.
         seed: the run's seed. It decides no data: simulated noise has the entry's own seed.
         channels: channels of the model, 3 or 4.
@@ -58,6 +59,7 @@ def open_dataset(entry: Entry, limit: int | None = None, seed: int = 0, channels
     del seed  # taken so that callers need not know that data do not depend on it
     dataset: AnyData = _open_shipped(entry, channels) if entry.name == "shipped" else _open_path(entry, channels)
     chosen: AnyData = dataset.take(pick(dataset.image_ids, limit))
+    fetch(chosen.places())
     for image_id in chosen.image_ids:
         chosen.check(image_id)
     return chosen
@@ -78,12 +80,8 @@ def _open_shipped(entry: Entry, channels: int) -> folder.SimulatedFolder:
 
 def _open_path(entry: Entry, channels: int) -> AnyData:
     params: PathParams = PathParams.build("data", entry.params)
-    source = Path(entry.name).expanduser().absolute()  # workers have another working directory
-    if not source.exists():
-        raise DataError(
-            f"there is no data {entry.name!r}", "a wrong path", "give 'shipped', or the path of a folder or an image"
-        )
-    found = pairs.find_pair(source) if source.is_dir() else None
+    source = _source(entry.name)
+    found = pairs.find_pair(source)
     if params.display is not None and (found is not None or not params.reference):
         raise DataError(
             f"{entry.name} is {'a folder of pairs' if found else 'taken without reference'}: its images are degraded",
@@ -102,6 +100,13 @@ def _open_path(entry: Entry, channels: int) -> AnyData:
         )
     _require_rgb(channels, "the simulator makes RGB images")
     return folder.open_simulated(source, simulate.get_display(params.display), seed=params.seed, size=params.size)
+
+
+def _source(name: str) -> Folder | Place:
+    found = look(name) if is_uri(name) else Path(name).expanduser().absolute()  # workers have another working directory
+    if isinstance(found, Path) and not found.exists():
+        raise DataError(f"there is no data {name!r}", "a wrong path", "give 'shipped', or a folder, an image or a URI")
+    return found
 
 
 def _require_rgb(channels: int, why: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from udc_ray.data.base import Sample
 from udc_ray.data.canonical import DOMAINS, centre_crop, kind_of, read_canonical
@@ -12,6 +11,7 @@ from udc_ray.data.domains import Domain
 from udc_ray.data.images import index_images
 from udc_ray.errors import DataError
 from udc_ray.hashing import file_sha256
+from udc_ray.location import Folder, Place, RemoteFile, RemoteFolder
 
 LAYOUTS = (("LQ", "HQ"), ("input", "GT"))
 """Names of the folders of degraded images and of truths; case does not matter."""
@@ -32,8 +32,8 @@ class FolderPairs:
     image_ids: tuple[str, ...]
     channels: int
     domain: Domain
-    degraded: Mapping[str, Path]
-    truths: Mapping[str, Path]
+    degraded: Mapping[str, Place]
+    truths: Mapping[str, Place]
     size: int | None = None
     notes: tuple[str, ...] = ()
     has_truth: bool = True
@@ -55,6 +55,10 @@ class FolderPairs:
             truth=centre_crop(truth, self.size, str(self.truths[image_id])),
         )
 
+    def places(self) -> list[Place]:
+        """The files of its pairs."""
+        return [table[i] for i in self.image_ids for table in (self.degraded, self.truths)]
+
     def check(self, image_id: str) -> None:
         """Read one pair and drop it."""
         self.load(image_id)
@@ -69,12 +73,9 @@ class FolderPairs:
         return {key: file_sha256(path) for key, path in files.items()}
 
 
-def find_pair(folder: Path) -> tuple[Path, Path] | None:
-    """The folders of degraded images and truths in `folder`, or None where it is no pair."""
-    try:
-        table = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}", change="check its permissions") from error
+def find_pair(folder: Folder | Place) -> tuple[Folder, Folder] | None:
+    """The folders of degraded images and truths in `folder`, or None where it is no pair, or a file."""
+    table = {name.lower(): inside for name, inside in _folders(folder).items()}
     found = [(table[a.lower()], table[b.lower()]) for a, b in LAYOUTS if a.lower() in table and b.lower() in table]
     if len(found) > 1:
         raise DataError(
@@ -83,7 +84,18 @@ def find_pair(folder: Path) -> tuple[Path, Path] | None:
     return found[0] if found else None
 
 
-def _truth_of(image_id: str, truths: Mapping[str, Path]) -> Path | None:
+def _folders(folder: Folder | Place) -> Mapping[str, Folder]:
+    if isinstance(folder, RemoteFolder):
+        return folder.folders()
+    if isinstance(folder, RemoteFile) or folder.is_file():
+        return {}
+    try:
+        return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}", change="check its permissions") from error
+
+
+def _truth_of(image_id: str, truths: Mapping[str, Place]) -> Place | None:
     """Truth of a degraded image: the same path, else the path less its leading folders.
 
     The SYNTH data set stores ``input/ZTE_new_5/test/a.npy`` against ``GT/test/a.npy``.
@@ -93,7 +105,7 @@ def _truth_of(image_id: str, truths: Mapping[str, Path]) -> Path | None:
     return next((truths[c] for c in candidates if c in truths), None)
 
 
-def open_pairs(folder: Path, channels: int = 3, size: int | None = None) -> FolderPairs:
+def open_pairs(folder: Folder | Place, channels: int = 3, size: int | None = None) -> FolderPairs:
     """Open a paired folder.
 
     Raises:
@@ -104,7 +116,7 @@ def open_pairs(folder: Path, channels: int = 3, size: int | None = None) -> Fold
         raise DataError(f"{folder} holds no pair", change="it needs the folders LQ and HQ, or input and GT")
     degraded, all_truths = index_images(found[0]), index_images(found[1])
     matched = {i: _truth_of(i, all_truths) for i in degraded}
-    lonely = [str(degraded[i].relative_to(folder)) for i, truth in matched.items() if truth is None]
+    lonely = [f"{found[0].name}/{i}{degraded[i].suffix}" for i, truth in matched.items() if truth is None]
     if lonely:
         shown = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
         raise DataError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from udc_ray import rng
 from udc_ray.data import domains, optics
 from udc_ray.errors import DataError, did_you_mean
+from udc_ray.location import is_uri, local, place
 
 HERE = Path(__file__).parent
 
@@ -36,7 +37,7 @@ class Display(BaseModel):
     title: str = ""
     layout: optics.Layout | None = None
     psf: str | None = None
-    """Path of a .npy PSF, H x W x 3, in place of a layout."""
+    """Path or URI of a .npy PSF, H x W x 3, in place of a layout."""
     camera: optics.Camera
     transmission: float = Field(gt=0, le=1)
     max_exposure_gain: float = Field(ge=1)
@@ -58,10 +59,15 @@ class Display(BaseModel):
 @cache
 def _kernel(display: Display) -> Tensor:
     if display.psf is not None:
-        return load_psf(HERE / display.psf)
+        return load_psf(psf_file(display.psf))
     if display.layout is None:
         raise DataError(f"display {display.name} has neither layout nor psf", change="give one of them")
     return torch.from_numpy(optics.psf(display.layout, display.camera)).permute(2, 0, 1).contiguous()
+
+
+def psf_file(psf: str) -> Path:
+    """The file of a display's PSF on this machine; one behind a URI is fetched."""
+    return local(psf) if is_uri(psf) else HERE / psf
 
 
 def load_psf(path: Path) -> Tensor:
@@ -94,11 +100,11 @@ def get_display(name: str) -> Display:
     displays = load_displays()
     if name in displays:
         return displays[name]
-    if name.endswith(".npy"):
-        path = Path(name).expanduser().resolve()
-        load_psf(path)  # a file that cannot be used is refused now, not by the first image
+    if name.partition("?")[0].endswith(".npy"):
+        psf = name if is_uri(name) else str(Path(name).expanduser().resolve())
+        load_psf(psf_file(psf))  # a file that cannot be used is refused now, not by the first image
         # Known by its stem, as the name keys the noise, which must not depend on where the file lies.
-        return Display(**displays["toled"].model_dump() | {"layout": None, "psf": str(path), "name": path.stem})
+        return Display(**displays["toled"].model_dump() | {"layout": None, "psf": psf, "name": place(psf).stem})
     raise DataError(f"unknown display {name!r}", change=did_you_mean(name, [*displays, "PATH.npy"]))
 
 

@@ -19,6 +19,7 @@ from udc_ray.data.canonical import centre_crop
 from udc_ray.data.folder import SimulatedFolder, index_source
 from udc_ray.data.images import read_image
 from udc_ray.errors import DataError
+from udc_ray.location import Place
 
 
 def simulate_folder(
@@ -66,7 +67,7 @@ def simulate_folder(
     return [path for paths in targets.values() for path in paths]
 
 
-def _check(path: Path, *, saturated: bool, size: int | None) -> bool:
+def _check(path: Place, *, saturated: bool, size: int | None) -> bool:
     """Read a clean image once before anything is written; whether it is HDR."""
     image, kind = read_image(path)
     if saturated:

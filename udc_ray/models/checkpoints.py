@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from udc_ray.errors import WeightsError
+from udc_ray.location import Place, local
 
 WRAPPERS = ("params", "params_ema", "state_dict")
 """Keys under which training codes store a state dict, in the order in which they are tried."""
@@ -20,7 +21,7 @@ WRAPPERS = ("params", "params_ema", "state_dict")
 SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin"})
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Place) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file without code.
 
     ``params``, ``params_ema`` and ``state_dict`` are unwrapped, ``module.`` is stripped.
@@ -28,11 +29,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: a missing, empty, truncated or foreign file, code in it, or values that are not finite.
     """
-    _require_file(path)
+    here = local(path, WeightsError)
+    _require_file(here)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the verdict on a file is the error below, not a warning
-            loaded: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+            loaded: Any = load_file(here) if path.suffix == ".safetensors" else _torch_load(path)
     except WeightsError:
         raise
     except Exception as error:  # decoders raise all sorts of things on foreign bytes; each is the file's fault
@@ -61,9 +63,9 @@ def _require_file(path: Path) -> None:
         raise WeightsError(f"cannot read {path}: {error.strerror}", change="check its permissions") from error
 
 
-def _torch_load(path: Path) -> object:
+def _torch_load(path: Place) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(local(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _is_pickle(path, str(error)):
             raise ValueError("it is no torch checkpoint") from error  # torch's text advises to load it unsafely
@@ -74,15 +76,15 @@ def _torch_load(path: Path) -> object:
         ) from error
 
 
-def _is_pickle(path: Path, refusal: str) -> bool:
+def _is_pickle(path: Place, refusal: str) -> bool:
     """Whether the file names Python objects (as torch says), or is a bare pickle of protocol 2 or later."""
     if any(word in refusal for word in ("Unsupported global", "Unsupported class", "GLOBAL ")):
         return True
-    with path.open("rb") as stream:
+    with local(path).open("rb") as stream:
         return stream.read(1) == b"\x80"
 
 
-def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+def _unwrap(loaded: object, path: Place) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         loaded = next((loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
@@ -97,7 +99,7 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in loaded.items()}
 
 
-def _require_finite(state: Mapping[str, Tensor], path: Path) -> None:
+def _require_finite(state: Mapping[str, Tensor], path: Place) -> None:
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
@@ -108,13 +110,13 @@ def _require_finite(state: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Place) -> None:
     """Load a state dict that has to fit exactly; see `require_fit`."""
     require_fit(network, state, path)
     network.load_state_dict(dict(state))
 
 
-def require_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def require_fit(network: nn.Module, state: Mapping[str, Tensor], path: Place) -> None:
     """Check that a state dict has the network's keys and shapes.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from udc_ray.errors import SpecError, UserError, WeightsError, did_you_mean
+from udc_ray.location import is_uri, local, place
 from udc_ray.models import zoo
 from udc_ray.models.base import ModuleRestorer, Restorer
 from udc_ray.models.checkpoints import SUFFIXES
@@ -21,8 +22,8 @@ def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:
     """Load a restorer and probe it once.
 
     Args:
-        entry: a name of the zoo (``default``, ``identity``, ``nafnet``), the path of a NAFNet's
-            weights, or ``package.module:factory``; its parameters, ``weights`` among them.
+        entry: a name of the zoo (``default``, ``identity``, ``nafnet``), the path or URI of
+            a NAFNet's weights, or ``package.module:factory``; its parameters, ``weights`` among them.
         device: where it goes.
 
     Raises:
@@ -33,13 +34,13 @@ def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:
     if name in zoo.MODELS:
         model: zoo.ZooModel = zoo.MODELS.get(name).build("model", entry.params)
         restorer: Restorer = model.load()
-    elif Path(name).suffix.lower() in SUFFIXES or Path(name).is_file():
+    elif is_uri(name) or Path(name).suffix.lower() in SUFFIXES or Path(name).is_file():
         if entry.params:
             raise SpecError(
                 f"a model given as a weights file takes no parameters: {', '.join(entry.params)}",
                 change="its sizes are read from the file; otherwise use the model's name with weights: PATH",
             )
-        restorer = zoo.load_file(Path(name).expanduser())
+        restorer = zoo.load_file(place(name, WeightsError))
     elif ":" in name:
         restorer = _call_factory(name, entry.params)
     else:
@@ -54,9 +55,11 @@ def _call_factory(name: str, params: dict[str, Any]) -> Restorer:
     """Call the user's ``package.module:factory(**params)``."""
     factory = _import(name)
     weights = params.get("weights")
-    path = Path(weights).expanduser() if weights is not None else None
-    if path is not None and not path.is_file():
-        raise WeightsError(f"there is no weights file {path}", "a wrong path", "check --weights")
+    file = place(str(weights), WeightsError) if weights is not None else None
+    if isinstance(file, Path) and not file.is_file():
+        raise WeightsError(f"there is no weights file {file}", "a wrong path", "check --weights")
+    if file is not None and is_uri(str(weights)):
+        params = {**params, "weights": str(local(file, WeightsError))}  # a factory opens files
     try:
         made = factory(**params)
     except UserError:
@@ -68,7 +71,7 @@ def _call_factory(name: str, params: dict[str, Any]) -> Restorer:
             f"it is called as factory({', '.join(f'{k}=...' for k in params)})",
         ) from error
     if isinstance(made, nn.Module):
-        return ModuleRestorer(made, zoo.describe(made, name.rpartition(":")[2], path, source=name))
+        return ModuleRestorer(made, zoo.describe(made, name.rpartition(":")[2], file, source=name))
     if not callable(made) or not hasattr(made, "descriptor") or not hasattr(made, "to"):
         raise WeightsError(
             f"{name} returned a {type(made).__name__}", change="a factory returns a torch.nn.Module or a Restorer"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from udc_ray.errors import WeightsError
 from udc_ray.hashing import file_sha256, module_sha256
+from udc_ray.location import Place, place
 from udc_ray.models.base import Descriptor, ModuleRestorer
 from udc_ray.models.checkpoints import load_into, read_state_dict, require_fit
 from udc_ray.models.nafnet import NAFNet
@@ -26,17 +27,19 @@ class ZooModel(Params):
     """A restorer as data: its architecture and where its weights are."""
 
     weights: str | None = None
-    """Path of a weights file."""
+    """Path or URI of a weights file."""
 
     def load(self) -> ModuleRestorer:
         """Build the network and read its weights."""
         raise WeightsError(f"the model {self.name!r} cannot be loaded", "it does not define load()")
 
-    def _file(self) -> Path | None:
-        return Path(self.weights).expanduser() if self.weights else None
+    def _file(self) -> Place | None:
+        return place(self.weights, WeightsError) if self.weights else None
 
 
-def describe(network: nn.Module, name: str, weights: Path | None, *, source: str = "", licence: str = "") -> Descriptor:
+def describe(
+    network: nn.Module, name: str, weights: Place | None, *, source: str = "", licence: str = ""
+) -> Descriptor:
     """Describe a network; without a file, the hash is of the values themselves, if it has any."""
     values = module_sha256(network) if weights is None and network.state_dict() else None
     convolution = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
@@ -91,7 +94,7 @@ class DefaultModel(ZooModel):
 
     def load(self) -> ModuleRestorer:
         path = self._file() or DEFAULT_WEIGHTS
-        if self.weights is None and not path.is_file():
+        if path == DEFAULT_WEIGHTS and not DEFAULT_WEIGHTS.is_file():
             raise WeightsError(
                 f"the weights of the default restorer are missing: {path}",
                 "an installation without its data files",
@@ -105,7 +108,7 @@ class DefaultModel(ZooModel):
         )
 
 
-def infer_nafnet(state: Mapping[str, Tensor], path: Path) -> NAFNet:
+def infer_nafnet(state: Mapping[str, Tensor], path: Place) -> NAFNet:
     """Build the NAFNet that a state dict belongs to, its sizes read from keys and shapes."""
     intro = state.get("intro.weight")
     if intro is None or intro.ndim != 4:
@@ -129,7 +132,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({found.group(1) for key in state if (found := re.match(pattern, key))})
 
 
-def load_file(path: Path) -> ModuleRestorer:
+def load_file(path: Place) -> ModuleRestorer:
     """Load a NAFNet of any size from its weights file alone."""
     state = read_state_dict(path)
     network = infer_nafnet(state, path)

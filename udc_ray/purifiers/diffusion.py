@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from udc_ray.errors import DataError
+from udc_ray.errors import DataError, WeightsError
+from udc_ray.location import local_folder
 from udc_ray.probe import Network
 from udc_ray.purifiers import denoiser
 from udc_ray.purifiers.base import Purifier, Trace
@@ -35,12 +36,14 @@ class _Diffusion(Purifier):
     clip_x0: bool = True
     """Clip the estimate of the clean image to its range in every step."""
     weights: str | None = None
-    """Folder of a prior in diffusers' layout with a prior.json beside it; the shipped prior unless given."""
+    """Folder or URI of a prior in diffusers' layout with a prior.json beside it; the shipped prior unless given."""
 
     @property
     def folder(self) -> Path:
-        """Where the prior lies."""
-        return Path(self.weights) if self.weights is not None else denoiser.DEFAULT_PRIOR
+        """Where the prior lies on this machine; one behind a URI is fetched."""
+        if self.weights is None:
+            return denoiser.DEFAULT_PRIOR
+        return local_folder(self.weights, (*denoiser.PRIOR_FILES, denoiser.SCHEDULER), WeightsError)
 
     def process(self, schedule: Schedule) -> ReverseProcess:
         """Times and kind of the reverse process under a prior's schedule."""

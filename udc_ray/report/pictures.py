@@ -16,13 +16,9 @@ from udc_ray.plan import Cell
 from udc_ray.pool import WorkPool
 from udc_ray.records import Record
 from udc_ray.report.figures import Panel, damage_curves, perturbation_panel, strip, worst_median_best
-from udc_ray.results import Adversarial
 from udc_ray.rundir import RunDirectory
 from udc_ray.setup import HostSetup
 from udc_ray.views import View
-
-Kept = dict[tuple[str, str], Adversarial]
-"""Kept attacked images by crafting cell and image id."""
 
 
 def draw_pictures(run: RunDirectory, setup: HostSetup, pool: WorkPool, records: list[Record]) -> None:
@@ -34,14 +30,13 @@ def draw_pictures(run: RunDirectory, setup: HostSetup, pool: WorkPool, records: 
         pool: evaluates the pictures' outputs.
         records: the run's records.
     """
-    kept = {(image.cell, image.image_id): image for image in run.images()}
-    for defence in range(len(setup.plan.defences)):
-        _draw_defence(run, setup, pool, (defence, kept, records))
+    for defence in range(len(setup.plan.defences)) if setup.spec.run.save != "none" else ():
+        _draw_defence(run, setup, pool, (defence, records))
     _draw_curves(run, setup)
 
 
-def _draw_defence(run: RunDirectory, setup: HostSetup, pool: WorkPool, what: tuple[int, Kept, list[Record]]) -> None:
-    defence, kept, records = what
+def _draw_defence(run: RunDirectory, setup: HostSetup, pool: WorkPool, what: tuple[int, list[Record]]) -> None:
+    defence, records = what
     cells = {c.id: c for c in setup.plan.cells if c.defence == defence}
     ranked = sorted(
         (group for group in group_cells(records) if group.head.cell in cells and group.per_image("psnr_adv")),
@@ -50,16 +45,18 @@ def _draw_defence(run: RunDirectory, setup: HostSetup, pool: WorkPool, what: tup
     for group in ranked:
         cell = cells[group.head.cell]
         source = _crafting_cell(setup, cell)
-        found = {i: psnr for i, psnr in group.per_image("psnr_adv").items() if (source, i) in kept}
+        found = group.per_image("psnr_adv")
         chosen = worst_median_best(found)
+        kept = {image.image_id: image for image in run.images({(source, i) for i in chosen.values()})}
+        chosen = {role: image_id for role, image_id in chosen.items() if image_id in kept}
         shield = re.sub(r"[^\w.=-]+", "-", cell.defence_label)
-        attacked = {i: torch.from_numpy(kept[source, i].x_adv) for i in chosen.values()}
+        attacked = {i: torch.from_numpy(kept[i].x_adv) for i in chosen.values()}
         views = pool.views(setup.plan.cells.index(cell), attacked) if attacked else {}
         for role, image_id in chosen.items():
             title = f"{cell.label}: {role} image, {image_id}, {found[image_id]:.2f} dB under attack"
             name = f"figures/{shield}-{role}.png"
             _save(run, name, partial(strip, panels=_panels(views[image_id]), title=title))
-        if found:
+        if chosen:
             return
 
 
