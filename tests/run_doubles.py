@@ -14,7 +14,7 @@ from udc_ray.errors import Interrupted
 from udc_ray.host import Host
 from udc_ray.models.base import Restorer
 from udc_ray.plan import Unit
-from udc_ray.pool import InProcessPool, Outcome
+from udc_ray.pool import InProcessPool, Outcome, Stop, never
 from udc_ray.prepare import Prepared, prepare
 from udc_ray.records import VOLATILE, Record
 
@@ -91,8 +91,8 @@ class StoppedPool(InProcessPool):
         super().__init__(host)
         self.stop_after, self.done, self.closed = stop_after, 0, False
 
-    def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
-        for outcome in super().map_unordered(units):
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
+        for outcome in super().map_unordered(units, stop):
             if self.done == self.stop_after:
                 raise Interrupted(2)
             self.done += 1

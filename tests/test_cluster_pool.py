@@ -23,12 +23,13 @@ from udc_ray.prepare import Prepared, prepare
 from udc_ray.records import VOLATILE
 from udc_ray.run import Settings, execute
 from udc_ray.spec import Entry
+from udc_ray_cluster.placement import Placement
 from udc_ray_cluster.pool import RayPool
 from udc_ray_cluster.session import session
 
 ATTACKS = ("noise", "fgsm", "pgd:steps=3,restarts=2", "square:budget=25", "simba:budget=15")
 DEFENSES = ("none", "jpeg", "gaussian-noise:samples=2")
-DEADLY = "doubles_deadly:make"
+DEADLY, STUCK = "doubles_deadly:make", "doubles_deadly:make_stuck"
 
 
 class Watching(Notes):
@@ -43,8 +44,8 @@ class Watching(Notes):
 
 @pytest.fixture(scope="module")
 def prepared() -> Prepared:
-    flags = Overrides(attacks=ATTACKS, defenses=DEFENSES, limit=5)
-    return prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=2", "run.micro_batch=4")))
+    flags = Overrides(attacks=ATTACKS, defenses=DEFENSES, limit=3)
+    return prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=1", "run.micro_batch=2")))
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,14 @@ def table(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in VOLATILE} for row in rows]
 
 
-def run_on_ray(prepared: Prepared, out: Path, hosts: int, listener: Watching, mischief: Any = None) -> RayPool:
+def run_on_ray(
+    prepared: Prepared, out: Path, hosts: int | Placement, listener: Watching, mischief: Any = None
+) -> RayPool:
     made: list[RayPool] = []
+    placement = hosts if isinstance(hosts, Placement) else Placement(least=hosts, most=hosts)
 
     def make(setup: Any) -> RayPool:
-        pool = RayPool(setup, hosts, "cpu")
+        pool = RayPool(setup, placement, "cpu", note=listener.note)
         made.append(pool)
         if mischief is not None:
             listener.on_unit = lambda outcome: mischief(pool, outcome)
@@ -110,7 +114,9 @@ def test_a_killed_host_changes_no_number(
     assert len(pool.seats) == 2
 
 
-def test_only_loopback_is_listened_on(prepared: Prepared, ray_session: None, tmp_path: Path) -> None:
+def test_only_loopback_is_listened_on(ray_session: None, tmp_path: Path) -> None:
+    flags = Overrides(attacks=("noise", "simba:budget=2"), defenses=("none",), limit=1)
+    small = prepare(build_spec(flags=flags, sets=("data.size=32", "run.micro_batch=1")))
     found: set[str] = set()
 
     def look(pool: RayPool, outcome: Outcome) -> None:
@@ -122,18 +128,24 @@ def test_only_loopback_is_listened_on(prepared: Prepared, ray_session: None, tmp
                 continue
             found.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)
 
-    run_on_ray(prepared, tmp_path / "run", 2, Watching(), look)
+    run_on_ray(small, tmp_path / "run", 1, Watching(), look)
     assert found
     assert {ip.removeprefix("::ffff:") for ip in found} <= {"127.0.0.1", "::1"}
 
 
-def test_a_unit_that_kills_its_hosts_is_recorded_and_skipped(ray_session: None, tmp_path: Path) -> None:
+def with_a_marked_image(model: str, folder: Path, *sets: str) -> tuple[Prepared, str]:
+    """A run on a model that misbehaves on one image, and the id of that image."""
     images = open_dataset(Entry(name="shipped", params={"size": 32}), limit=3)
-    condemned = images.image_ids[1]
-    marker = tmp_path / "mean.txt"
-    marker.write_text(repr(float(images.load(condemned).degraded.mean())))
-    flags = Overrides(attacks=("noise",), defenses=("none",), limit=3, model=DEADLY, weights=str(marker))
-    deadly = prepare(build_spec(flags=flags, sets=("data.size=32", "run.chunk=1", "run.micro_batch=1")))
+    marked = images.image_ids[1]
+    marker = folder / "mean.txt"
+    marker.write_text(repr(float(images.load(marked).degraded.mean())))
+    flags = Overrides(attacks=("noise",), defenses=("none",), limit=3, model=model, weights=str(marker))
+    spec = build_spec(flags=flags, sets=("data.size=32", "run.chunk=1", "run.micro_batch=1", *sets))
+    return prepare(spec), marked
+
+
+def test_a_unit_that_kills_its_hosts_is_recorded_and_skipped(ray_session: None, tmp_path: Path) -> None:
+    deadly, condemned = with_a_marked_image(DEADLY, tmp_path)
     run_on_ray(deadly, tmp_path / "run", 1, Watching())
     rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
     assert [row["image_id"] for row in rows if row["error"]] == [condemned]
@@ -141,11 +153,23 @@ def test_a_unit_that_kills_its_hosts_is_recorded_and_skipped(ray_session: None, 
     assert "died 3 times" in next(row["error"] for row in rows if row["error"])
 
 
+def test_a_host_whose_model_never_returns_is_replaced(ray_session: None, tmp_path: Path) -> None:
+    stuck, image_id = with_a_marked_image(STUCK, tmp_path)
+    listener = Watching()
+    run_on_ray(stuck, tmp_path / "run", Placement(least=1, most=1, silence_s=4), listener)
+    assert (tmp_path / "mean.txt.met").exists()
+    assert [o.retries for o in listener.outcomes if image_id in o.unit.image_ids] == [1]
+    assert any("taken for hung" in note for note in listener.notes)
+    host = Host(stuck.setup, restorer=stuck.restorer)  # harmless from now on
+    execute(stuck, lambda setup: InProcessPool(host), Watching(), Settings(out=str(tmp_path / "reference")))
+    assert table(tmp_path / "run") == table(tmp_path / "reference")
+
+
 def test_a_model_that_no_host_can_load_is_one_message(ray_session: None, tmp_path: Path) -> None:
     flags = Overrides(attacks=("noise",), defenses=("none",), limit=1)
     fine = prepare(build_spec(flags=flags, sets=("data.size=32",)))
     elsewhere = replace(fine.setup, spec=fine.setup.spec.model_copy(update={"model": Entry(name="only_here:make")}))
-    pool = RayPool(elsewhere, 1, "cpu")
+    pool = RayPool(elsewhere, Placement(least=1, most=1), "cpu")
     with pytest.raises(UserError, match="only_here"):
         pool.resolve(fine.shapes)
     pool.close()

@@ -17,7 +17,7 @@ from run_doubles import Notes, StoppedPool, poisoned, small_device, small_run, s
 from udc_ray.errors import Interrupted, RunDirectoryError
 from udc_ray.host import Host
 from udc_ray.plan import Unit
-from udc_ray.pool import Outcome
+from udc_ray.pool import Outcome, never
 from udc_ray.prepare import Prepared
 from udc_ray.probe import Resolved
 from udc_ray.run import Finished, Settings, execute
@@ -249,9 +249,9 @@ def test_what_the_probes_settled_is_kept_by_every_resume(prepared: Prepared, tmp
             type(self).asked += 1
             return Resolved(micro_batch=2, threads=1, device_type="cpu", notes=("went down to 2",))
 
-        def map_unordered(self, units: Any) -> Iterator[Outcome]:
+        def map_unordered(self, units: Any, stop: Any = never) -> Iterator[Outcome]:
             assert self.host.slots == 2
-            return super().map_unordered(units)
+            return super().map_unordered(units, stop)
 
     for stop_after in (1, None):
         notes = Notes()

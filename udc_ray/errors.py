@@ -75,14 +75,15 @@ class Interrupted(UdcRayError):
 
     Args:
         signal_number: the signal that asked for it.
+        where: the run directory, once there is one.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, where: str | None = None) -> None:
         super().__init__(f"stopped by signal {signal_number}")
-        self.signal_number = signal_number
+        self.signal_number, self.where = signal_number, where
 
-    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
-        return type(self), (self.signal_number,)
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str | None]]:
+        return type(self), (self.signal_number, self.where)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

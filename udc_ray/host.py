@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -28,6 +29,7 @@ from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals, craft_by_gradients, craft_by_queries
 from udc_ray.errors import DeviceMemoryError, SpecError, UserError, WeightsError
 from udc_ray.evaluation import Evaluator
+from udc_ray.meter import Counted, Meter, count_networks
 from udc_ray.metrics.protocols import get_protocol
 from udc_ray.models.base import Restorer
 from udc_ray.models.loading import load_restorer
@@ -57,7 +59,8 @@ class Host:
         self.setup, self.device, self.name = setup, device, name
         torch.set_num_threads(setup.resolved.threads)
         memory.keep_freed_memory()
-        self.restorer = (restorer or load_restorer(setup.spec.model)).to(device)
+        self.meter = Meter()
+        self.restorer = Counted((restorer or load_restorer(setup.spec.model)).to(device), self.meter)
         self._prepared: dict[int, Any] = {}
         self._goals: dict[tuple[int, str, str], tuple[float, float]] = {}
         self.sample = lru_cache(maxsize=256)(setup.dataset.load)
@@ -104,15 +107,21 @@ class Host:
             return Victim(restorer=self.restorer)
         if defence not in self._prepared:
             self._prepared[defence] = purifier.prepare(self.device)
+            count_networks(self._prepared[defence], self.meter)
         mode: Any = grad_mode
         return Victim(restorer=self.restorer, purifier=purifier, prepared=self._prepared[defence], grad_mode=mode)
+
+    def keep(self, defences: Collection[int]) -> None:
+        """Let go of the purifiers of other defences; they are loaded anew when they are needed."""
+        self._prepared = {d: prepared for d, prepared in self._prepared.items() if d in defences}
 
     def run(self, unit: Unit) -> UnitResult:
         """Attack and score a unit, whatever its kind, on this host."""
         attack = self.setup.plan.attacks[unit.attack].attack
-        if isinstance(attack, QueryAttack):
-            return self.finish(unit, craft_by_queries(self.setup, unit, self.goals(unit), self.score))
-        return self.finish(unit, craft_by_gradients(self, unit))
+        with self.meter.work(unit.key, self._useful_share(unit)):
+            if isinstance(attack, QueryAttack):
+                return self.finish(unit, craft_by_queries(self.setup, unit, self.goals(unit), self.score))
+            return self.finish(unit, craft_by_gradients(self, unit))
 
     def goals(self, unit: Unit) -> Goals:
         """Clean score, and the score that declares success, per image (harness work, not charged)."""
@@ -120,7 +129,7 @@ class Host:
         keys = {i: (unit.victim, objective.name, i) for i in unit.image_ids}
         todo = [i for i, key in keys.items() if key not in self._goals]
         if todo:
-            with self._explained(unit, "the clean images"):
+            with self.meter.work(unit.key, self._useful_share(unit)), self._explained(unit, "the clean images"):
                 images = [self.sample(i).degraded for i in todo]
                 draws = self.evaluator.samples(self.victim(unit.victim), todo, images)
                 for n, i in enumerate(todo):
@@ -137,13 +146,16 @@ class Host:
         x = stack(list(request.x_NCHW), self.slots).to(self.device)
         reference = torch.stack([self.reference(request.victim, i, objective.reference) for i in ids]).to(self.device)
         tape = Tape(seed=self.setup.spec.seed, image_ids=ids, stream="attack")
-        with memory.explained(partial(self.trial, x), self.slots, "scoring"):
+        with (
+            self.meter.work(share=count / self.slots),
+            memory.explained(partial(self.trial, x), self.slots, "scoring"),
+        ):
             output, _ = victim.evaluate(x, tape)
         return [float(s) for s in objective.score(output, reference)[:count]]
 
     def finish(self, unit: Unit, crafted: list[Crafted]) -> UnitResult:
         """Score attacked images through every cell of the unit."""
-        with self._explained(unit, "the scores"):
+        with self.meter.work(unit.key, self._useful_share(unit)), self._explained(unit, "the scores"):
             return score_unit(self, unit, crafted)
 
     def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
@@ -214,6 +226,11 @@ class Host:
         """Say which micro-batch fits where the images of a unit do not."""
         largest = max((self.sample(i).degraded for i in unit.image_ids), key=lambda x_CHW: x_CHW.numel())
         return memory.explained(partial(self.trial, stack([largest], self.slots)), self.slots, what)
+
+    def _useful_share(self, unit: Unit) -> float:
+        """Share of the batch slots that the images of a unit fill, each in batches of its own size."""
+        sizes = Counter(self.sample(i).degraded.shape for i in unit.image_ids)
+        return len(unit.image_ids) / (self.slots * sum(-(-count // self.slots) for count in sizes.values()))
 
     def _make_evaluator(self) -> None:
         protocol = get_protocol(self.setup.spec.protocol)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
 
 from udc_ray.errors import Interrupted
-
-T = TypeVar("T")
 
 DRAIN_SECONDS = 25
 """How long units in flight may take to end after the first signal."""
@@ -36,12 +32,10 @@ class Drain:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # it came from signal.signal
 
-    def until_asked(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass items on until a signal comes."""
-        for item in items:
-            if self.signal_number is not None:
-                return
-            yield item
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_number is not None
 
     def raise_if_asked(self) -> None:
         """Raise `Interrupted` when a signal has come."""

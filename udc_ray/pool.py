@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from udc_ray.errors import Interrupted
-from udc_ray.host import Host
-from udc_ray.plan import Unit
-from udc_ray.probe import Resolved
-from udc_ray.results import UnitResult
-from udc_ray.views import View
+
+if TYPE_CHECKING:  # whoever drives simulated hosts needs no torch
+    from torch import Tensor
+
+    from udc_ray.host import Host
+    from udc_ray.plan import Unit
+    from udc_ray.probe import Resolved
+    from udc_ray.results import UnitResult
+    from udc_ray.views import View
+
+Stop = Callable[[], bool]
+"""Asked before a unit is begun; once it says yes no unit is begun any more, and what is begun is ended."""
+
+
+def never() -> bool:
+    """Nothing stops the run early."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +51,13 @@ class WorkPool(Protocol):
         """Make every host work as was resolved."""
         ...
 
-    def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
-        """Yield the outcome of every unit as it ends; a failed unit yields its error."""
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
+        """Yield the outcome of every unit as it ends; a failed unit yields its error.
+
+        Args:
+            units: all that is to be done; a pool of several hosts reads them at once, to share them out well.
+            stop: see `Stop`.
+        """
         ...
 
     def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
@@ -72,9 +87,11 @@ class InProcessPool:
         """See `WorkPool`."""
         self.host.configure(resolved)
 
-    def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
         """Run one unit after the other."""
         for unit in units:
+            if stop():
+                return
             started = time.monotonic()
             try:
                 result, error = self.host.run(unit), None

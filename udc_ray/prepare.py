@@ -54,13 +54,17 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and available) else "cpu"
 
 
-def prepare(spec: RunSpec) -> Prepared:
+def prepare(spec: RunSpec, device: str | None = None) -> Prepared:
     """Load, check and hash all that a run depends on; nothing is written.
+
+    Args:
+        spec: the run.
+        device: ``cpu`` or ``cuda`` where the hosts are on other machines; looked up here unless given.
 
     Raises:
         UserError: something cannot be used.
     """
-    device = choose_device(spec.run.device)
+    device = device or choose_device(spec.run.device)
     get_protocol(spec.protocol)
     get_objective(spec.objective)
     _check_names(spec)

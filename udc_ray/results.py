@@ -34,3 +34,9 @@ class UnitResult:
     """``cell/image/restart`` to (queries asked, best score)."""
     executed: dict[str, int] = field(default_factory=dict)
     """Forward passes really executed, by purpose."""
+
+    @property
+    def queries(self) -> int:
+        """Queries that the attack asked for; blind cells and samples repeat the counts of a triple."""
+        counted = {r.key[:3]: r.queries or 0 for r in self.records if r.grad_mode != "blind"}
+        return sum(counted.values())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from udc_ray import environment
 from udc_ray.attacks.query import QueryAttack
 from udc_ray.checks import CheckResult, run_checks
-from udc_ray.errors import UserError
+from udc_ray.errors import Interrupted, UserError
 from udc_ray.failures import failed_records
 from udc_ray.interrupt import Drain
 from udc_ray.plan import Unit
@@ -64,6 +64,10 @@ class Settings:
     max_hours: float | None = None
     retry_failed: bool = False
     """Try units again that failed before; an explicit resume does."""
+    patience: float = 0.0
+    """Seconds to wait for the lock of a writer that may be dead."""
+    job: str | None = None
+    """Submission id of the cluster job that this is, for RUN/job.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,22 @@ class Finished:
     failed: int = 0
     complete: bool = True
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to be shown by another process."""
+        return {
+            "summary": self.summary.to_json(),
+            "checks": [check.to_json() for check in self.checks],
+            "where": self.where,
+            "failed": self.failed,
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Finished:
+        """Read back what `to_json` wrote."""
+        checks = [CheckResult.from_json(values) for values in document["checks"]]
+        return cls(**{**document, "summary": Summary.from_json(document["summary"]), "checks": checks})
+
 
 def execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, settings: Settings) -> Finished:
     """Carry out a run, or what is missing of it.
@@ -98,10 +118,20 @@ def execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, sett
         UserError: the run directory cannot be used.
         Interrupted: a signal came; what was done is kept.
     """
-    setup = prepared.setup
-    out = settings.out or default_out(setup.fingerprint)
+    out = settings.out or default_out(prepared.setup.fingerprint)
+    try:
+        return _execute(prepared, make_pool, listener, replace(settings, out=out))
+    except Interrupted as stop:
+        raise Interrupted(stop.signal_number, out) from None
+
+
+def _execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, settings: Settings) -> Finished:
+    setup, out = prepared.setup, settings.out or ""
     session = environment.describe_session(settings.arguments)
-    with Drain() as drain, RunDirectory.open(out, setup.spec, prepared.document, session) as run:
+    opened = RunDirectory.open(
+        out, setup.spec, prepared.document, session, patience=settings.patience, note=listener.note, job=settings.job
+    )
+    with Drain() as drain, opened as run, _named_job(run, settings.job):
         listener.note(run.message)
         for warning in run.warnings:
             listener.note(f"warning: {warning}")
@@ -122,6 +152,20 @@ def execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, sett
             return _report(run, setup, pool, failed, listener)
 
 
+@contextmanager
+def _named_job(run: RunDirectory, job: str | None) -> Iterator[None]:
+    """RUN/job.json names the job that is at work, and says when it has ended."""
+    if job is None:
+        yield
+        return
+    run.write_json("job.json", {"submission_id": job, "start": environment.now(), "end": None})
+    try:
+        yield
+    finally:
+        with suppress(UserError):  # what ended the run counts, not that its end could not be written
+            run.write_json("job.json", {**(run.read_json("job.json") or {}), "end": environment.now()})
+
+
 @dataclass
 class _Flow:
     """What is to be done, and what may end it early."""
@@ -130,13 +174,15 @@ class _Flow:
     drain: Drain
     deadline: float
     listener: Listener
+    told: bool = False
 
-    def units(self) -> Iterator[Unit]:
-        for unit in self.drain.until_asked(self.todo):
-            if time.monotonic() >= self.deadline:
-                self.listener.note("the time is up; no new work is begun")
-                return
-            yield unit
+    def stop(self) -> bool:
+        """Whether no more units are to be begun: a signal came, or the time is up."""
+        late = time.monotonic() >= self.deadline
+        if late and not self.told:
+            self.told = True
+            self.listener.note("the time is up; no new work is begun")
+        return late or self.drain.asked
 
 
 def _executed(devices: dict[str, Any]) -> dict[str, int]:
@@ -197,7 +243,7 @@ def _work(run: RunDirectory, setup: HostSetup, pool: WorkPool, flow: _Flow) -> i
     failed = 0
     flow.listener.begin(len(flow.todo))
     try:
-        for outcome in pool.map_unordered(flow.units()):
+        for outcome in pool.map_unordered(flow.todo, flow.stop):
             run.append(_stored(setup, outcome))
             failed += outcome.error is not None
             flow.listener.unit(outcome)

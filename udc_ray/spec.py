@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from udc_ray.errors import SpecError, did_you_mean
 
@@ -59,11 +59,27 @@ class RunSettings(_Frozen):
     threads: int = Field(default=1, ge=1)
     """Torch threads of a host."""
     hosts: int = Field(default=2, ge=1)
+    """Hosts that are started at once."""
+    max_hosts: int | None = Field(default=None, ge=1)
+    """Hosts at most. Unless given: `hosts` on one machine, on a cluster as many as there is work and room for."""
+    host_gpus: float = Field(default=1.0, gt=0)
+    """Share of a GPU that a host takes where the device is cuda; 0.5 puts two hosts on a GPU."""
+    host_cpus: float | None = Field(default=None, ge=0)
+    """CPUs that a host takes on an existing cluster; `threads` unless given."""
+    silence_minutes: float = Field(default=10.0, gt=0)
+    """Minutes without a finished forward pass after which a host at work is taken for hung, and replaced."""
     chunk: int | None = Field(default=None, ge=1)
     """Images per unit of work; the micro-batch unless given."""
     save: Literal["all", "best", "none"] = "best"
     """Which attacked images are kept."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("host_gpus")
+    @classmethod
+    def _whole_or_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("a host takes a share of one GPU (up to 1), or whole GPUs")
+        return value
 
 
 class RunSpec(_Frozen):

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ray
+import torch
 from torch import Tensor
 
 from udc_ray.attacks.oracle import ScoreRequest
+from udc_ray.attacks.query import QueryAttack
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals, craft_by_queries
 from udc_ray.errors import UserError
 from udc_ray.host import Host
+from udc_ray.meter import Pulse
 from udc_ray.plan import Unit
 from udc_ray.probe import Resolved
 from udc_ray.results import UnitResult
 from udc_ray.setup import HostSetup
 from udc_ray.views import View
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lost:
-    """A query unit whose host died; `asked` queries had been answered and will be asked again."""
-
-    asked: int
-    reason: str
+from udc_ray_cluster.losses import Lost, first_line, node_ended
+from udc_ray_cluster.placement import Kind
+from udc_ray_cluster.seats import Arrival, Tickets, arrival
 
 
 class HostActor:
-    """A `Host` in a process of its own, one call at a time."""
+    """A `Host` in a process of its own, one call at a time; only `pulse` and `recall` are answered beside it."""
 
     def __init__(self, setup: HostSetup, device: str, name: str) -> None:
         # An actor whose constructor raises is dead to its callers, and they learn nothing but that.
@@ -38,6 +36,7 @@ class HostActor:
             self._host: Host | UserError = Host(setup, device=device, name=name)
         except UserError as error:
             self._host = error
+        self._tickets = Tickets()
 
     @property
     def host(self) -> Host:
@@ -46,17 +45,38 @@ class HostActor:
             raise self._host
         return self._host
 
+    def arrive(self) -> Arrival:
+        """Where this is, once the constructor is through."""
+        if isinstance(self._host, UserError):
+            return arrival(memory=0, error=self._host)
+        if self._host.device == "cuda":
+            return arrival(memory=torch.cuda.get_device_properties(0).total_memory)
+        return arrival(memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+    def pulse(self) -> Pulse:
+        """What was done so far; answered by a thread of its own."""
+        return self._host.meter.read() if isinstance(self._host, Host) else Pulse()
+
     def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
         """See `Host.resolve`."""
-        return self.host.resolve(shapes)
+        with self.host.meter.work("the probe of the models"):
+            return self.host.resolve(shapes)
 
     def configure(self, resolved: Resolved) -> None:
         """See `Host.configure`."""
         self.host.configure(resolved)
 
-    def run(self, unit: Unit) -> UnitResult:
-        """See `Host.run`."""
-        return self.host.run(unit)
+    def keep(self, defences: Collection[int]) -> None:
+        """See `Host.keep`."""
+        self.host.keep(defences)
+
+    def run(self, unit: Unit, ticket: int) -> UnitResult | Lost:
+        """See `Host.run`; nothing is done for a ticket that was recalled."""
+        return self.host.run(unit) if self._tickets.begin(ticket) else Lost(reason="taken back", recalled=True)
+
+    def recall(self, ticket: int) -> bool:
+        """See `Tickets.recall`; answered beside the work."""
+        return self._tickets.recall(ticket)
 
     def goals(self, unit: Unit) -> Goals:
         """See `Host.goals`."""
@@ -72,7 +92,8 @@ class HostActor:
 
     def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
         """See `Host.views`."""
-        return self.host.views(cell, x_adv)
+        with self.host.meter.work("pictures"):
+            return self.host.views(cell, x_adv)
 
     def describe(self) -> dict[str, object]:
         """See `Host.describe`."""
@@ -93,5 +114,20 @@ def query_unit(setup: HostSetup, unit: Unit, host: Any) -> UnitResult | Lost:
         crafted = craft_by_queries(setup, unit, ray.get(host.goals.remote(unit)), score)
         result: UnitResult = ray.get(host.finish.remote(unit, crafted))
     except ray.exceptions.RayActorError as error:
-        return Lost(asked=asked, reason=str(error))
+        return Lost(reason=first_line(error), asked=asked, host=True, node_ended=node_ended(error))
     return result
+
+
+def _is_stepped(setup: HostSetup, unit: Unit) -> bool:
+    return isinstance(setup.plan.attacks[unit.attack].attack, QueryAttack)
+
+
+HOSTS = Kind(
+    actor=HostActor,
+    step=query_unit,
+    is_stepped=_is_stepped,
+    cost=lambda setup, unit: float(setup.plan.cost(unit)),
+    victim=lambda unit: int(unit.victim),
+    keep=lambda unit: frozenset({unit.victim, *(cell.defence for cell in unit.cells)}),
+)
+"""The hosts of a run: models on a device, gradient attacks on it, query attacks stepped beside it."""

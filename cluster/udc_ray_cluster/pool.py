@@ -1,221 +1,320 @@
-"""The pool of hosts on Ray: units out, results in, dead hosts replaced.
+"""The pool of hosts on Ray: units out, results in, dead and hung hosts replaced.
 
-Actor calls are at-most-once, so whatever was in flight on a host that died is simply run again:
-units are pure, and the second answer has the same bits.
+Actor calls are at-most-once, so whatever was in flight on a host that is gone is simply run again:
+units are pure, and the second answer has the same bits. Nothing that is lost on the way ends a run.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import ray
-from torch import Tensor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from udc_ray.attacks.query import QueryAttack
-from udc_ray.errors import UserError
-from udc_ray.plan import Unit
-from udc_ray.pool import Outcome
-from udc_ray.probe import Resolved
-from udc_ray.results import UnitResult
-from udc_ray.setup import HostSetup
-from udc_ray.views import View
-from udc_ray_cluster.host import HostActor, Lost, query_unit
+from udc_ray.pool import Outcome, Stop, never
+from udc_ray_cluster.crew import Crew
+from udc_ray_cluster.losses import GET_SECONDS, Failed, Lost, could_not_begin, fetch
+from udc_ray_cluster.placement import Kind, Placement
+from udc_ray_cluster.scheduling import Move, Piece, Scheduler
+from udc_ray_cluster.seats import Seat
 
-IN_FLIGHT = 2
-"""Units a host holds: one at work, one waiting, so that it never idles."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from udc_ray.plan import Unit
+    from udc_ray.probe import Resolved
+    from udc_ray.setup import HostSetup
+    from udc_ray.views import View
+
 DEATHS_ALLOWED = 3
 """A unit whose hosts died so often is recorded as poisoned."""
+TICK_SECONDS = 0.5
+"""How long the loop waits for an answer before it looks after the hosts."""
+BUNDLE_SECONDS = 0.02
+"""Answers that come so close together are taken in one turn of the loop, and handed on for so long before the next.
+A host has a unit waiting meanwhile."""
+LANDING_SECONDS = 30.0
+"""How long the calls to a host that is gone may take to say so; then they are lost without a word."""
+GATHER_SECONDS = 60.0
+"""How long the first host waits for the others, so that the smallest can be probed."""
+ERRANDS = 3
+"""How many hosts are tried for what is no unit."""
 
 
-@dataclass
-class Seat:
-    """A host of the pool; `actor` is replaced when it dies."""
-
-    name: str
-    actor: Any
-    held: int = 0
-    alone: bool = False
-    """Holds a unit that was in flight when a host died, and nothing else: another death is its own."""
-
-
-@dataclass
+@dataclass(eq=False, kw_only=True)
 class Flight:
     """A unit on its way."""
 
-    unit: Unit
+    piece: Piece
     seat: Seat
-    actor: Any
     started: float
-    deaths: int = 0
-    reexecuted: int = 0
+    stepped: bool
+    ticket: int
 
 
-@dataclass
-class Waiting:
-    """A unit that is to be run again after its host died."""
-
-    unit: Unit
-    deaths: int = 0
-    reexecuted: int = 0
+def _quiet(text: str) -> None:
+    """Nobody is told."""
 
 
-@dataclass
 class RayPool:
     """Hosts on a Ray cluster.
 
     Args:
         setup: the run.
-        hosts: number of hosts.
+        placement: how many hosts, and what each takes.
         device: device of each host.
+        note: tells the user something.
+        kind: what the hosts are; those of `udc_ray_cluster.host` unless given.
     """
 
-    setup: HostSetup
-    hosts: int
-    device: str
-    seats: list[Seat] = field(default_factory=list)
+    def __init__(
+        self,
+        setup: HostSetup,
+        placement: Placement,
+        device: str,
+        note: Callable[[str], None] = _quiet,
+        kind: Kind | None = None,
+    ) -> None:
+        if kind is None:
+            from udc_ray_cluster.host import HOSTS  # needs torch, which simulated hosts do without
 
-    def __post_init__(self) -> None:
-        self._setup_ref = ray.put(self.setup)
-        self._task = ray.remote(query_unit).options(num_cpus=0, max_retries=0)
-        self.seats = [Seat(name=f"host-{n}", actor=self._spawn(f"host-{n}")) for n in range(self.hosts)]
+            kind = HOSTS
+        self.setup, self.kind, self._setup_ref = setup, kind, ray.put(setup)
+        self._step = ray.remote(kind.step)
+        self._crew = Crew(kind, placement, device, note)
+        self._crew.open(self._setup_ref)
+        self._flights: dict[Any, Flight] = {}
+        self._recalls: dict[Any, Any] = {}
+        self._scheduler = self._crew.scheduler
+
+    @property
+    def seats(self) -> list[Seat]:
+        """The hosts that are there or were asked for."""
+        return self._crew.seats
+
+    def gather(self) -> None:
+        """Wait for the first hosts: for one as long as it takes, for the others a while."""
+        until: float | None = None
+        while True:
+            self._crew.tend()
+            ready, coming = self._crew.ready, self._crew.coming
+            if ready and until is None:
+                until = time.monotonic() + GATHER_SECONDS
+            if until is not None and ready and (not coming or time.monotonic() > until):
+                return
+            if coming:
+                ray.wait([seat.coming for seat in coming], timeout=TICK_SECONDS)
 
     def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
-        """Probe on one host; all hosts are of one kind."""
-        result: Resolved = _ask(self.seats[0].actor.resolve.remote(shapes))
+        """Probe on the smallest of the first hosts, so that all can hold what it can."""
+        self.gather()
+        result: Resolved = self._errand("resolve", shapes)
         return result
 
     def configure(self, resolved: Resolved) -> None:
         """Adopt what the probes settled, on every host and for those to come."""
         self.setup = replace(self.setup, resolved=resolved)
         self._setup_ref = ray.put(self.setup)
-        for ref in [seat.actor.configure.remote(resolved) for seat in self.seats]:
-            _ask(ref)
+        self._crew.reconfigure(self._setup_ref)
+        # A host does its calls in their order, so this comes before any unit; one that is lost shows later.
+        for seat in self.seats:
+            seat.actor.configure.remote(resolved)
 
-    def map_unordered(self, units: Iterable[Unit]) -> Iterator[Outcome]:
-        """Yield outcomes as they come; at most `IN_FLIGHT` units a host are out."""
-        source = (Waiting(unit=unit) for unit in units)
-        again: deque[Waiting] = deque()
-        flights: dict[Any, Flight] = {}
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
+        """Yield outcomes as they come; see `WorkPool`."""
+        self._scheduler = Scheduler(
+            Piece(unit=u, victim=self.kind.victim(u), cost=self.kind.cost(self.setup, u)) for u in units
+        )
+        self._flights.clear()
+        self._recalls.clear()
+        self._crew.serve(self._scheduler)
+        ended: deque[Outcome] = deque()
         while True:
-            self._fill(flights, again, source)
-            if not flights:
+            if self._scheduler.waiting and stop():
+                self._scheduler.clear()
+            self._crew.tend(self._scheduler.waiting)
+            if len(ended) <= len(self.seats):  # whoever takes the outcomes sets the pace
+                self._launch_all()
+            if not self._flights and not self._scheduler.waiting and not ended:
                 return
-            ready, _ = ray.wait(list(flights), num_returns=1)
-            for ref in ready:
-                outcome = self._land(ref, flights.pop(ref), again)
-                if outcome is not None:
-                    yield outcome
+            for ref in self._answered(0.0 if ended else TICK_SECONDS):
+                ended.extend(self._land(ref))
+            self._take_back()
+            turned = time.monotonic()
+            while ended and time.monotonic() - turned < BUNDLE_SECONDS:
+                yield ended.popleft()
 
     def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
-        """Pictures for the report, from the least busy host."""
-        seat = min(self.seats, key=lambda s: s.held)
-        result: dict[str, View] = ray.get(seat.actor.views.remote(cell, x_adv))
+        """Pictures for the report, from any host."""
+        result: dict[str, View] = self._errand("views", cell, x_adv)
         return result
 
     def describe(self) -> dict[str, object]:
-        """What each host is."""
-        described: list[object] = ray.get([seat.actor.describe.remote() for seat in self.seats])
-        return {seat.name: facts for seat, facts in zip(self.seats, described, strict=True)}
+        """What each host is, and was; one that does not answer is left out."""
+        asked = self._crew.departed | {s.name: s.actor.describe.remote() for s in self.seats if s.ready}
+        answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=GET_SECONDS) if asked else ([], [])
+        answers = {name: fetch(ref) for name, ref in asked.items() if ref in answered}
+        return {name: facts for name, facts in answers.items() if not isinstance(facts, Lost | Failed)}
 
     def close(self) -> None:
         """Let the hosts go."""
-        for seat in self.seats:
-            ray.kill(seat.actor)
+        self._crew.close()
 
-    def _spawn(self, name: str) -> Any:
-        gpus = 1 if self.device == "cuda" else 0
-        # The queue in front of the one compute thread is the actor's own, so max_concurrency stays 1;
-        # the host sets its own number of threads.
-        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 1}
-        return ray.remote(HostActor).options(**options).remote(self._setup_ref, self.device, name)
+    def _errand(self, method: str, *arguments: Any) -> Any:
+        """Ask the smallest idle host for what is no unit; where it is lost, ask another one."""
+        reason = ""
+        for _ in range(ERRANDS):
+            if not self._crew.ready:
+                self.gather()
+            seat = min(self._crew.ready, key=lambda s: (len(s.desk.held), s.arrived.memory if s.arrived else 0))
+            answer = self._watched(seat, getattr(seat.actor, method).remote(*arguments))
+            if isinstance(answer, Failed):
+                raise answer.error
+            if not isinstance(answer, Lost):
+                return answer
+            self._crew.lose(seat, answer.reason, announced=answer.node_ended)
+            reason = answer.reason
+        raise could_not_begin(reason)
 
-    def _fill(self, flights: dict[Any, Flight], again: deque[Waiting], source: Iterator[Waiting]) -> None:
-        while True:
-            open_seats = [s for s in self.seats if not s.alone and s.held < IN_FLIGHT]
-            if not open_seats:
-                return
-            seat = min(open_seats, key=lambda s: s.held)
-            if again and seat.held == 0:
-                seat.alone = True
-                self._launch(flights, seat, again.popleft())
-                continue
-            waiting = next(source, None)
-            if waiting is None:
-                return
-            self._launch(flights, seat, waiting)
-
-    def _launch(self, flights: dict[Any, Flight], seat: Seat, waiting: Waiting) -> None:
-        attack = self.setup.plan.attacks[waiting.unit.attack].attack
-        if isinstance(attack, QueryAttack):
-            ref = self._task.remote(self._setup_ref, waiting.unit, seat.actor)
-        else:
-            ref = seat.actor.run.remote(waiting.unit)
-        seat.held += 1
-        flights[ref] = Flight(
-            unit=waiting.unit,
-            seat=seat,
-            actor=seat.actor,
-            started=time.monotonic(),
-            deaths=waiting.deaths,
-            reexecuted=waiting.reexecuted,
-        )
-
-    def _land(self, ref: Any, flight: Flight, again: deque[Waiting]) -> Outcome | None:
-        flight.seat.held -= 1
-        flight.seat.alone = False
+    def _watched(self, seat: Seat, ref: Any) -> Any:
+        seat.errand = True
         try:
-            answer: UnitResult | Lost = ray.get(ref)
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
-            answer = Lost(asked=0, reason=str(error))
-        except ray.exceptions.RayTaskError as error:
-            return self._outcome(flight, error=_first_line(error))
-        if isinstance(answer, UnitResult):
-            return self._outcome(flight, result=answer)
-        return self._lose(flight, answer, again)
+            while True:
+                answered, _ = ray.wait([ref], timeout=TICK_SECONDS)
+                if answered:
+                    return fetch(ref)
+                self._crew.tend()
+                if seat.gone_at is not None and time.monotonic() - seat.gone_at > LANDING_SECONDS:
+                    return Lost(reason="the host is out of reach", host=True)
+        finally:
+            seat.errand = False
 
-    def _lose(self, flight: Flight, lost: Lost, again: deque[Waiting]) -> Outcome | None:
-        if flight.seat.actor is flight.actor:
-            flight.seat.actor = self._spawn(flight.seat.name)
-        flight.deaths += 1
-        flight.reexecuted += lost.asked
-        # The first death may be a companion's; those that follow are not, as a suspect flies alone.
-        if flight.deaths >= DEATHS_ALLOWED:
-            return self._outcome(flight, error=f"its hosts died {flight.deaths} times: {lost.reason.splitlines()[0]}")
-        again.append(Waiting(unit=flight.unit, deaths=flight.deaths, reexecuted=flight.reexecuted))
-        return None
+    def _answered(self, timeout: float) -> list[Any]:
+        """Calls that have ended, as many as there are."""
+        waited = [*self._flights, *self._recalls, *(s.coming for s in self._crew.coming)]
+        if not waited:
+            time.sleep(TICK_SECONDS if timeout else 0.0)
+            return self._overdue()
+        answered, _ = ray.wait(waited, num_returns=1, timeout=timeout)
+        if answered and len(waited) > 1:
+            answered, _ = ray.wait(waited, num_returns=len(waited), timeout=BUNDLE_SECONDS if timeout else 0.0)
+        return [ref for ref in answered if ref in self._flights] + self._overdue()
 
-    def _outcome(self, flight: Flight, *, result: UnitResult | None = None, error: str | None = None) -> Outcome:
+    def _overdue(self) -> list[Any]:
+        """Calls to hosts that are long gone; a node out of reach does not even say that they failed."""
+        now = time.monotonic()
+        return [
+            ref
+            for ref, flight in self._flights.items()
+            if flight.seat.gone_at is not None and now - flight.seat.gone_at > LANDING_SECONDS
+        ]
+
+    def _launch_all(self) -> None:
+        if not self._scheduler.desks:
+            return
+        now = time.monotonic()
+        seats = {seat.name: seat for seat in self.seats}
+        for move in self._scheduler.assign(now):
+            self._launch(seats[move.desk.name], move.piece, now)
+        self._recall(seats, now)
+
+    def _launch(self, seat: Seat, piece: Piece, now: float) -> None:
+        needed, stepped = self.kind.keep(piece.unit), self.kind.is_stepped(self.setup, piece.unit)
+        if not needed <= seat.keeps:
+            seat.keeps = needed
+            seat.actor.keep.remote(needed)
+        seat.tickets += 1
+        if stepped:
+            ref = self._step.options(**self._beside(seat)).remote(self._setup_ref, piece.unit, seat.actor)
+        else:
+            ref = seat.actor.run.remote(piece.unit, seat.tickets)
+        self._flights[ref] = Flight(piece=piece, seat=seat, started=now, stepped=stepped, ticket=seat.tickets)
+
+    def _beside(self, seat: Seat) -> dict[str, Any]:
+        """Options of a task that talks to a host all the time: on its node, so that candidates stay in its memory.
+
+        It reserves nothing, so it never waits for a place, and is not retried by Ray.
+        """
+        node = seat.arrived.node if seat.arrived is not None else ""
+        affinity = NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+        return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": affinity}
+
+    def _recall(self, seats: dict[str, Seat], now: float) -> None:
+        """Ask for units back that have not begun: where another host would end them earlier, or the node is ending."""
+        moves = self._scheduler.recall(now)
+        for seat in (s for s in self.seats if s.announced):
+            moves += [Move(seat.desk, p) for p in seat.desk.held[1:] if not p.recalled]
+        by_piece = {id(f.piece): ref for ref, f in self._flights.items()} if moves else {}
+        for move in moves:
+            move.piece.recalled = True
+            ref = by_piece[id(move.piece)]
+            if not self._flights[ref].stepped:  # what is stepped from outside has begun
+                self._recalls[seats[move.desk.name].beside("recall").remote(self._flights[ref].ticket)] = ref
+
+    def _take_back(self) -> None:
+        """Put back what was recalled before it began."""
+        if not self._recalls:
+            return
+        answered, _ = ray.wait(list(self._recalls), num_returns=len(self._recalls), timeout=0)
+        for ref in answered:
+            flown = self._recalls.pop(ref)
+            if fetch(ref) is True and flown in self._flights:
+                flight = self._flights.pop(flown)
+                self._scheduler.landed(flight.seat.desk, flight.piece, time.monotonic(), done=False)
+                self._scheduler.put_back(flight.piece)
+
+    def _land(self, ref: Any) -> list[Outcome]:
+        flight, now = self._flights.pop(ref), time.monotonic()
+        seat, piece = flight.seat, flight.piece
+        overdue = seat.gone_at is not None and now - seat.gone_at > LANDING_SECONDS
+        answer = fetch(ref, 0.0 if overdue else GET_SECONDS)
+        if isinstance(answer, Lost):
+            if overdue and flight.stepped:
+                ray.cancel(ref, force=True)
+            return self._lose(flight, answer)
+        self._scheduler.landed(seat.desk, piece, now, done=not isinstance(answer, Failed))
+        if isinstance(answer, Failed):
+            return [self._outcome(flight, error=answer.line)]
+        return [self._outcome(flight, result=answer)]
+
+    def _lose(self, flight: Flight, lost: Lost) -> list[Outcome]:
+        """A unit is to be done again, unless it has cost too many hosts."""
+        seat, piece = flight.seat, flight.piece
+        if lost.host:
+            self._crew.lose(seat, lost.reason, announced=lost.node_ended)
+        self._scheduler.landed(seat.desk, piece, time.monotonic(), done=False)
+        if not lost.recalled:
+            piece.retries += 1
+            piece.reexecuted += lost.asked
+            self._crew.metrics.retried()
+            if not (seat.announced or lost.node_ended):
+                # Whatever the host held may have been its death, and flies alone from now on; a death is counted
+                # only against what was surely at work.
+                piece.suspect = True
+                piece.deaths += self._is_to_blame(flight)
+        if piece.deaths >= DEATHS_ALLOWED:
+            return [self._outcome(flight, error=f"its hosts died {piece.deaths} times: {lost.reason}")]
+        self._scheduler.put_back(piece)
+        return []
+
+    def _is_to_blame(self, flight: Flight) -> bool:
+        if flight.seat.gone_at is None:
+            return True  # the host lives: its own task died, or its own result was lost
+        # One thread computes, in the order of the calls: the first was at work. What is stepped shares the host.
+        held = flight.seat.held_last
+        return held[:1] == [flight.piece] and (len(held) == 1 or not flight.stepped)
+
+    def _outcome(self, flight: Flight, *, result: Any = None, error: str | None = None) -> Outcome:
         return Outcome(
-            unit=flight.unit,
+            unit=flight.piece.unit,
             result=result,
             error=error,
             host=flight.seat.name,
             seconds=time.monotonic() - flight.started,
-            retries=flight.deaths,
-            queries_reexecuted=flight.reexecuted,
+            retries=flight.piece.retries,
+            queries_reexecuted=flight.piece.reexecuted,
         )
-
-
-def _ask(ref: Any) -> Any:
-    """Get an answer; a user error on the host stays one here, and a dead host becomes one."""
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        raise UserError(
-            f"a host ended before it could begin: {str(error).splitlines()[0]}",
-            "too little memory, or a library that cannot be loaded on the host",
-            "give fewer hosts (--set run.hosts=1), or --in-process to see the failure here",
-        ) from error
-
-
-def _first_line(error: ray.exceptions.RayTaskError) -> str:
-    cause = error.cause if error.cause is not None else error
-    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
