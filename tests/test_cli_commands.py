@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from udc_ray.errors import DeviceMemoryError, SpecError
 from udc_ray.spec import RunSpec
 from udc_ray.training.crops import split_names
-from udc_ray_cli.trouble import explain
+from udc_ray.trouble import explain
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = ["seconds", "host", "retries", "queries_reexecuted"]

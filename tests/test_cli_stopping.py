@@ -33,7 +33,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     def interrupted(prepared: object, pool: object, listener: object, settings: run_module.Settings) -> Finished:
         seen.append(settings)
-        raise Interrupted(number)
+        raise Interrupted(number, settings.out)
 
     monkeypatch.setattr("udc_ray.run.execute", interrupted)
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from udc_ray.errors import Interrupted
-from udc_ray_cli import evaluate, listing, report, simulate, train
+from udc_ray_cli import doctor, evaluate, jobs, listing, report, simulate, train
 from udc_ray_cli.stopping import Stopped, stop_on_signals
 
 USER_ERROR = 2
@@ -30,6 +30,10 @@ app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 app.command("list")(listing.listing)
 app.command("train")(train.train)
+app.command("doctor")(doctor.doctor)
+app.command("jobs")(jobs.jobs)
+app.command("logs")(jobs.logs)
+app.command("stop")(jobs.stop)
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,7 +65,7 @@ def main() -> None:
         typer.echo(f"udc-ray: {stop}", err=True)
         sys.exit(128 + stop.signal_number)
     except Exception as error:  # trouble of the machine becomes a message, a defect keeps its traceback
-        from udc_ray_cli.trouble import explain
+        from udc_ray.trouble import explain
 
         explained = explain(error)
         if explained is None:

@@ -10,7 +10,7 @@ import typer
 SpecFile = Annotated[Path | None, typer.Argument(metavar="SPEC.yaml", help="Spec of the run; every key is optional.")]
 Preset = Annotated[str | None, typer.Option(help="Preset that the spec refines: full, udc-paper.")]
 Model = Annotated[str | None, typer.Option(help="Restorer: a name, a weights file, or package.module:factory.")]
-Weights = Annotated[Path | None, typer.Option(help="Weights of the model.")]
+Weights = Annotated[str | None, typer.Option(help="Weights of the model: a path or a URI.")]
 Data = Annotated[str | None, typer.Option(help="Folder of pairs (HQ/LQ, GT/input), folder or file of images.")]
 Display = Annotated[str | None, typer.Option(help="Degrade clean images with: toled, poled, zte, or PSF.npy.")]
 NoReference = Annotated[bool, typer.Option("--no-reference", help="The images are degraded ones without truth.")]
@@ -21,3 +21,9 @@ Limit = Annotated[int | None, typer.Option(help="At most so many images.", min=1
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any key of the spec: key.key=value; may repeat.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all keyed randomness.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the document on stdout, everything else on stderr.")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="Run on the cluster that --address names.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="http://HEAD:8265 submits a job; host:port, ray://... or auto attach [default: RAY_ADDRESS]."),
+]
+Shared = Annotated[list[str] | None, typer.Option("--shared", help="Folder that is the same on all nodes; may repeat.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -53,7 +53,7 @@ class RunProgress:
         self.console = Console(stderr=True)
         self.bar = Progress(*columns, console=self.console, transient=True)
         self.task: TaskID | None = None
-        self.images = self.queries = 0
+        self.units = self.images = self.queries = 0
         self.started = time.monotonic()
 
     def note(self, text: str) -> None:
@@ -71,13 +71,34 @@ class RunProgress:
         """Count a finished unit."""
         if self.task is None:
             return
+        self.units += 1
         self.images += len(outcome.unit.image_ids)
-        if outcome.result is not None:
-            counted = {r.key[:3]: r.queries or 0 for r in outcome.result.records if r.grad_mode != "blind"}
-            self.queries += sum(counted.values())
-        rate = self.queries / max(1e-9, time.monotonic() - self.started)
-        self.bar.update(self.task, advance=1, images=self.images, rate=rate)
+        self.queries += outcome.result.queries if outcome.result is not None else 0
+        self.show(self.units, self.images, self.queries, time.monotonic() - self.started)
+
+    def show(self, units: int, images: int, queries: int, seconds: float) -> None:
+        """Draw the totals so far."""
+        if self.task is not None:
+            self.bar.update(self.task, completed=units, images=images, rate=queries / max(1e-9, seconds))
 
     def end(self) -> None:
         """Take the bar away."""
         self.bar.stop()
+
+
+class JobProgress(RunProgress):
+    """The progress of a job on a cluster, as its log tells it."""
+
+    def line(self, text: str) -> None:
+        """Show a line of the job's log."""
+        self.note(text)
+
+    def begin(self, units: int) -> None:
+        """Show a new bar; a job that goes on in another attempt begins again."""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        super().begin(units)
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Draw what an event tells."""
+        self.show(*(event.get(key, 0) for key in ("units", "images", "queries", "seconds")))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from udc_ray.errors import UserError
+from udc_ray_cluster.tokens import HOW_TO_SET, no_entry
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,13 +21,14 @@ LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
-def session(hosts: int, address: str | None = None) -> Iterator[None]:
+def session(hosts: int = 2, address: str | None = None, runtime_env: dict[str, object] | None = None) -> Iterator[None]:
     """Connect to Ray, or start it on this machine, and leave it again.
 
     Args:
         hosts: hosts that will be asked for, to size a local cluster.
         address: an existing cluster (``host:port``, ``ray://...`` or ``auto``); a local one
             is started unless given.
+        runtime_env: what the workers of an existing cluster need; a job's own holds unless given.
 
     Raises:
         UserError: Ray cannot be reached.
@@ -38,15 +40,19 @@ def session(hosts: int, address: str | None = None) -> Iterator[None]:
     _hush()
     import ray
 
+    arguments = _arguments(hosts, address) | ({} if runtime_env is None else {"runtime_env": runtime_env})
     with warnings.catch_warnings(), _workers_find_what_we_find():
         warnings.simplefilter("ignore")
         try:
-            ray.init(**_arguments(hosts, address))
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            ray.init(**arguments)
+        except ray.exceptions.AuthenticationError as error:
+            raise no_entry(error) from error
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"cannot {'reach Ray at ' + address if address else 'start Ray here'}: {error}",
+                f"cannot {'reach Ray at ' + address if address else 'start Ray here'}: {first}",
                 "no cluster listens there, or its token is missing" if address else "too little memory or disk in /tmp",
-                "check RAY_ADDRESS, or give --in-process to run without Ray",
+                f"check the address; {HOW_TO_SET}" if address else "give --in-process to run without Ray",
             ) from error
     try:
         yield
