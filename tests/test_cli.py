@@ -133,30 +133,12 @@ def test_flags_and_sets_reach_the_spec(captured_spec: list[RunSpec]) -> None:
 
 def test_paths_become_absolute(captured_spec: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    call(
-        "evaluate",
-        "--in-process",
-        "--model",
-        "nafnet",
-        "--weights",
-        "w.pth",
-        "--data",
-        "photos",
-        "--display",
-        "psf.npy",
-    )
-    call("evaluate", "--in-process", "--model", "w.safetensors", "--data", "~/photos", "--no-reference")
-    call(
-        "evaluate",
-        "--in-process",
-        "--model",
-        "some.module:make",
-        "--display",
-        "poled",
-        "--defense",
-        "ddim:weights=prior",
-    )
-    first, second, third = captured_spec
+    here = ("evaluate", "--in-process")
+    call(*here, "--model", "nafnet", "--weights", "w.pth", "--data", "photos", "--display", "psf.npy")
+    call(*here, "--model", "w.safetensors", "--data", "~/photos", "--no-reference")
+    call(*here, "--model", "some.module:make", "--display", "poled", "--defense", "ddim:weights=prior")
+    call(*here, "--model", "nafnet", "--weights", "s3://bucket/w.pth", "--data", "s3://bucket/photos", "--no-reference")
+    first, second, third, fourth = captured_spec
     assert first.model.name == "nafnet"
     assert first.model.params == {"weights": str(tmp_path / "w.pth")}
     assert (first.data.name, first.data.params["display"]) == (str(tmp_path / "photos"), str(tmp_path / "psf.npy"))
@@ -165,6 +147,7 @@ def test_paths_become_absolute(captured_spec: list[RunSpec], tmp_path: Path, mon
     assert (third.model.name, third.data.name) == ("some.module:make", "shipped")
     assert third.data.params["display"] == "poled"
     assert third.defenses[0].params["weights"] == str(tmp_path / "prior")
+    assert (fourth.model.params["weights"], fourth.data.name) == ("s3://bucket/w.pth", "s3://bucket/photos")
 
 
 def test_making_paths_absolute_changes_nothing_else() -> None:
