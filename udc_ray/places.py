@@ -15,6 +15,8 @@ from udc_ray.stores import is_uri
 
 Change = Callable[[str], str]
 
+_PLACES = frozenset({"weights", "backbone", "heads"})
+
 
 def with_places(spec: RunSpec, change: Change) -> RunSpec:
     """The same spec with every path in it changed."""
@@ -59,6 +61,6 @@ def _changed(entry: Entry, change: Change) -> Entry:
 
 
 def _value(key: str, value: Any, change: Change) -> Any:
-    if isinstance(value, str) and (key == "weights" or (key == "display" and value.endswith(".npy"))):
+    if isinstance(value, str) and (key in _PLACES or (key in {"display", "psf"} and value.endswith(".npy"))):
         return change(value)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ WRAPPERS = ("params", "params_ema", "state_dict")
 SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin"})
 
 
-def read_state_dict(path: Place) -> dict[str, Tensor]:
+def read_state_dict(path: Place, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file without code.
 
     ``params``, ``params_ema`` and ``state_dict`` are unwrapped, ``module.`` is stripped.
+
+    Args:
+        path: the file.
+        wrappers: keys that hold a state dict, the preferred one first.
 
     Raises:
         WeightsError: a missing, empty, truncated or foreign file, code in it, or values that are not finite.
@@ -44,7 +48,7 @@ def read_state_dict(path: Place) -> dict[str, Tensor]:
             "the file is cut off, damaged, or no .safetensors or torch checkpoint",
             "download or save it again",
         ) from error
-    state = _unwrap(loaded, path)
+    state = _unwrap(loaded, path, wrappers)
     _require_finite(state, path)
     return state
 
@@ -84,9 +88,9 @@ def _is_pickle(path: Place, refusal: str) -> bool:
         return stream.read(1) == b"\x80"
 
 
-def _unwrap(loaded: object, path: Place) -> dict[str, Tensor]:
+def _unwrap(loaded: object, path: Place, wrappers: Sequence[str]) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
-        loaded = next((loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), loaded)
+        loaded = next((loaded[k] for k in wrappers if isinstance(loaded.get(k), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise WeightsError(f"{path} holds no state dict", "a single tensor or list was saved", "save state_dict()")
     for key, value in loaded.items():
@@ -122,8 +126,19 @@ def require_fit(network: nn.Module, state: Mapping[str, Tensor], path: Place) ->
     Raises:
         WeightsError: naming the first wrong key: missing, of another shape, or unexpected.
     """
+    wrong = first_difference(network, state)
+    if wrong is not None:
+        raise WeightsError(
+            f"{path} are the weights of another network: {wrong}",
+            f"they do not fit a {type(network).__name__} of these sizes",
+            "give the model that they belong to, or its parameters",
+        )
+
+
+def first_difference(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """The first key that a state dict lacks, has in another shape, or has beyond the network's; None if it fits."""
     wanted = network.state_dict()
-    wrong = next(
+    return next(
         (
             f"{key} is missing" if key not in state else f"{key} is {_shape(state[key])} instead of {_shape(value)}"
             for key, value in wanted.items()
@@ -131,12 +146,6 @@ def require_fit(network: nn.Module, state: Mapping[str, Tensor], path: Place) ->
         ),
         next((f"{key} is unexpected" for key in state if key not in wanted), None),
     )
-    if wrong is not None:
-        raise WeightsError(
-            f"{path} are the weights of another network: {wrong}",
-            f"they do not fit a {type(network).__name__} of these sizes",
-            "give the model that they belong to, or its parameters",
-        )
 
 
 def _shape(value: Tensor) -> str:

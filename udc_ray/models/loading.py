@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,24 @@ from udc_ray.models import zoo
 from udc_ray.models.base import ModuleRestorer, Restorer
 from udc_ray.models.checkpoints import SUFFIXES
 from udc_ray.spec import Entry
+
+
+def load(name_or_spec: str | Mapping[str, Any], weights: str | Path | None = None, **params: Any) -> Restorer:
+    """Load a restorer that works in the canonical domain.
+
+    Args:
+        name_or_spec: a name (``discnet``), a weights file, ``package.module:factory``, or a mapping as in a spec.
+        weights: its weights file.
+        params: further parameters of the model.
+
+    Raises:
+        SpecError: an unknown model or parameter.
+        WeightsError: weights or a model that cannot be used.
+    """
+    given = {"name": name_or_spec} if isinstance(name_or_spec, str) else dict(name_or_spec)
+    extra = {} if weights is None else {"weights": str(weights)}
+    name = str(given.pop("name", "default"))
+    return load_restorer(Entry(name=name, params={**given, **extra, **params}))
 
 
 def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:

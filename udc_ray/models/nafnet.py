@@ -40,16 +40,18 @@ class NAFBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         wide = 2 * channels
-        self.norm1 = LayerNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, wide, 1)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
-        self.conv3 = nn.Conv2d(channels, channels, 1)
-        self.norm2 = LayerNorm2d(channels)
-        self.conv4 = nn.Conv2d(channels, wide, 1)
-        self.conv5 = nn.Conv2d(channels, channels, 1)
+        # Registered in the order of the published files; made in another, which a seeded training relies on.
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.conv1 = nn.Conv2d(channels, wide, 1)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.sca = sca
+        self.conv4 = nn.Conv2d(channels, wide, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h = simple_gate(self.conv2(self.conv1(self.norm1(x_BCHW))))
@@ -87,13 +89,15 @@ class NAFNet(nn.Module):
         self.intro = nn.Conv2d(channels, width, 3, padding=1)
         self.ending = nn.Conv2d(width, channels, 3, padding=1)
         widths = [width * 2**level for level in range(len(encoder_blocks))]
+        # As in the blocks: made in the order that a seeded training relies on, registered in the published one.
         self.encoders = nn.ModuleList(_stage(w, n) for w, n in zip(widths, encoder_blocks, strict=True))
-        self.downs = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, 2) for w in widths)
-        self.middle_blks = _stage(2 * widths[-1], middle_blocks)
-        self.ups = nn.ModuleList(
+        downs = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, 2) for w in widths)
+        middle = _stage(2 * widths[-1], middle_blocks)
+        ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * w, 4 * w, 1, bias=False), nn.PixelShuffle(2)) for w in reversed(widths)
         )
         self.decoders = nn.ModuleList(_stage(w, n) for w, n in zip(reversed(widths), decoder_blocks, strict=True))
+        self.middle_blks, self.ups, self.downs = middle, ups, downs
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Restore B x C x H x W; H and W are zero-padded to the size multiple inside."""

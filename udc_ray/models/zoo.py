@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from udc_ray.errors import WeightsError
 from udc_ray.hashing import file_sha256, module_sha256
 from udc_ray.location import Place, place
-from udc_ray.models.base import Descriptor, ModuleRestorer
+from udc_ray.models.adapter import load_published, not_recognised
+from udc_ray.models.base import Descriptor, ModuleRestorer, Restorer
 from udc_ray.models.checkpoints import load_into, read_state_dict, require_fit
 from udc_ray.models.nafnet import NAFNet
+from udc_ray.models.published import PUBLISHED
+from udc_ray.models.recognise import plain_keys, recognise
 from udc_ray.params import Params
 from udc_ray.registry import Registry
 
@@ -29,7 +32,7 @@ class ZooModel(Params):
     weights: str | None = None
     """Path or URI of a weights file."""
 
-    def load(self) -> ModuleRestorer:
+    def load(self) -> Restorer:
         """Build the network and read its weights."""
         raise WeightsError(f"the model {self.name!r} cannot be loaded", "it does not define load()")
 
@@ -112,12 +115,7 @@ def infer_nafnet(state: Mapping[str, Tensor], path: Place) -> NAFNet:
     """Build the NAFNet that a state dict belongs to, its sizes read from keys and shapes."""
     intro = state.get("intro.weight")
     if intro is None or intro.ndim != 4:
-        first = next(iter(state))
-        raise WeightsError(
-            f"{path} are no NAFNet weights: the key intro.weight is missing (the first key is {first})",
-            "a checkpoint alone does not say how another network is built",
-            "give the model that it belongs to: --model package.module:factory --weights PATH",
-        )
+        raise not_recognised(path, state)
     levels = _count(state, r"downs\.(\d+)\.")
     encoder = [_count(state, rf"encoders\.{level}\.(\d+)\.") for level in range(levels)]
     decoder = [_count(state, rf"decoders\.{level}\.(\d+)\.") for level in range(levels)]
@@ -132,9 +130,14 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({found.group(1) for key in state if (found := re.match(pattern, key))})
 
 
-def load_file(path: Place) -> ModuleRestorer:
-    """Load a NAFNet of any size from its weights file alone."""
+def load_file(path: Place) -> Restorer:
+    """Load a network from its weights file alone: a NAFNet of any size, or a published one, known by its keys."""
     state = read_state_dict(path)
+    found = recognise(plain_keys(state))
+    if found is None:
+        raise not_recognised(path, state)
+    if found.family != "nafnet":
+        return load_published(path)
     network = infer_nafnet(state, path)
     load_into(network, state, path)
     return ModuleRestorer(network, describe(network, path.stem, path, source=str(path)), channels_last=True)
@@ -146,6 +149,7 @@ MODELS: Registry[ZooModel] = Registry(
         "default": "udc_ray.models.zoo:DefaultModel",
         "identity": "udc_ray.models.zoo:Identity",
         "nafnet": "udc_ray.models.zoo:NAFNetModel",
+        **{name: f"udc_ray.models.published_models:{name}" for name in PUBLISHED},
     },
 )
 """Models by name; a path and ``package.module:factory`` are understood by `udc_ray.models.loading`."""

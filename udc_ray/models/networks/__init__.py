@@ -1,0 +1,1 @@
+"""Published restoration networks, one file an architecture, written from their papers."""
