@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from udc_ray.attacks.registry import ATTACKS
+from udc_ray.data import layouts
 from udc_ray.data.simulate import load_displays
 from udc_ray.models.zoo import MODELS
 from udc_ray.params import Params
@@ -32,9 +33,9 @@ def catalogue(kind: str) -> list[Row]:
     path = {
         "name": "PATH",
         "summary": "A folder of pairs (HQ/LQ or GT/input), a folder or a file.",
-        "parameters": "display size reference seed",
+        "parameters": "display size reference seed part psf degraded truth",
     }
-    return [shipped, path, *displays]
+    return [shipped, path, *layouts.rows(), *displays]
 
 
 def _params_row(name: str, params: type[Params]) -> Row:

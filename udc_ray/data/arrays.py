@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,23 @@ MAX_BYTES = 2**32
 """Size to which a .npz may unpack."""
 
 
-def _read_npy(content: bytes) -> NDArray[Any]:
-    stream = io.BytesIO(content)
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type that a .npy file announces; the stream stands at its numbers afterwards.
+
+    Raises:
+        ValueError and others: it is no .npy file.
+    """
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"unknown .npy version {version}")
     shape, _, dtype = readers[version](stream)
+    return shape, dtype
+
+
+def _read_npy(content: bytes) -> NDArray[Any]:
+    stream = io.BytesIO(content)
+    shape, dtype = read_header(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects (pickle), which are never loaded")
     wanted, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
@@ -40,10 +50,25 @@ def _read_npz(content: bytes) -> NDArray[Any]:
         key = "rgb" if "rgb" in names else names[0] if len(names) == 1 else None
         if key is None:
             raise ValueError(f"it holds {', '.join(names[:5]) or 'nothing'}: one array, or one named rgb, is wanted")
-        member = archive.infolist()[names.index(key)]
-        if member.file_size > MAX_BYTES:
-            raise ValueError(f"it unpacks to {member.file_size} bytes")
-        return _read_npy(archive.read(member))
+        return _read_member(archive, archive.infolist()[names.index(key)])
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    if member.file_size > MAX_BYTES:
+        raise ValueError(f"it unpacks to {member.file_size} bytes")
+    return _read_npy(archive.read(member))
+
+
+def read_member(content: bytes, name: str) -> NDArray[Any]:
+    """Read one array of a .npz file by its name; no pickle is ever loaded.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile and others: the file cannot be read, or has no such array.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            raise ValueError(f"it holds no array {name}")
+        return _read_member(archive, archive.getinfo(f"{name}.npy"))
 
 
 def read_array(content: bytes, suffix: str) -> NDArray[Any]:

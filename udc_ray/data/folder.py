@@ -44,7 +44,7 @@ class SimulatedFolder:
     def load(self, image_id: str) -> Sample:
         """Degrade one image; the noise is keyed by seed, image id and display."""
         path = self.files[image_id]
-        shot = _photograph(path, _modified(path), image_id, self.display, self.seed)
+        shot = _photograph(path, modified(path), image_id, self.display, self.seed)
         if shot.domain != self.domain:
             raise mixed(path, shot.kind)
         what = str(path)
@@ -85,7 +85,8 @@ class _Shot(NamedTuple):
     kind: Kind
 
 
-def _modified(path: Place) -> int:
+def modified(path: Place) -> int:
+    """When a file was written, to key a cache; 0 where that is not known."""
     if isinstance(path, RemoteFile):
         return path.modified
     try:
@@ -151,7 +152,8 @@ def index_source(source: Folder | Place) -> dict[str, Place]:
     return {source.stem: source}
 
 
-def _name(source: Folder | Place) -> str:
+def name_of(source: Folder | Place) -> str:
+    """Name of a data set: that of the folder, or of the file without suffix."""
     alone = isinstance(source, RemoteFile) or (isinstance(source, Path) and source.is_file())
     return Path(source.name).stem if alone else source.name
 
@@ -163,7 +165,7 @@ def open_simulated(
     files = index_source(source)
     hdr = kind_of(next(iter(files.values())), 3) == "linear"
     return SimulatedFolder(
-        name=_name(source),
+        name=name_of(source),
         image_ids=tuple(files),
         domain=simulate.canonical_domain(display, hdr),
         files=files,
@@ -175,9 +177,13 @@ def open_simulated(
 
 def open_degraded(source: Folder | Place, channels: int = 3, size: int | None = None) -> DegradedFolder:
     """Open degraded images that have no truth."""
-    files = index_source(source)
+    return degraded_of(name_of(source), index_source(source), channels, size)
+
+
+def degraded_of(name: str, files: Mapping[str, Place], channels: int, size: int | None) -> DegradedFolder:
+    """Degraded images that have no truth, from files by id."""
     return DegradedFolder(
-        name=_name(source),
+        name=name,
         image_ids=tuple(files),
         channels=channels,
         domain=DOMAINS[kind_of(next(iter(files.values())), channels)],

@@ -48,7 +48,7 @@ def read_image(path: Place, channels: int = 3) -> Picture:
     Raises:
         DataError: whatever is wrong with the file.
     """
-    content = _read_bytes(path)
+    content = read_bytes(path)
     suffix = path.suffix.lower()
     if channels == 4 and suffix not in ARRAYS:
         raise DataError(f"{path} is a picture, but raw planes are wanted", "the model takes 4 channels", "give .npy")
@@ -67,7 +67,8 @@ def read_image(path: Place, channels: int = 3) -> Picture:
     return Picture(torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))), kind)
 
 
-def _read_bytes(path: Place) -> bytes:
+def regular_file(path: Place) -> Path:
+    """The local path of an ordinary file with something in it; anything else is refused."""
     try:
         here = local(path)
         status = here.stat()
@@ -76,13 +77,27 @@ def _read_bytes(path: Place) -> bytes:
             raise DataError(f"{path} is {kind}, where an image is wanted", change="give an image file")
         if status.st_size == 0:
             raise DataError(f"{path} is empty (zero bytes)", "a copy or download that failed", "replace the file")
+        return here
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Place, error: OSError) -> DataError:
+    """The error for a file that the system does not give."""
+    return DataError(
+        f"cannot read {path}: {error.strerror or error}",
+        "a wrong path, a link that leads nowhere, or missing permission",
+        "check the path",
+    )
+
+
+def read_bytes(path: Place) -> bytes:
+    """The content of an ordinary file."""
+    here = regular_file(path)
+    try:
         return here.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}",
-            "a wrong path, a link that leads nowhere, or missing permission",
-            "check the path",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _decode(content: bytes, suffix: str, channels: int) -> tuple[NDArray[np.float32], Kind]:

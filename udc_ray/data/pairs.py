@@ -8,18 +8,15 @@ from dataclasses import dataclass, replace
 from udc_ray.data.base import Sample
 from udc_ray.data.canonical import DOMAINS, centre_crop, kind_of, read_canonical
 from udc_ray.data.domains import Domain
-from udc_ray.data.images import index_images
+from udc_ray.data.parts import Matched, Part, find_pair, match
 from udc_ray.errors import DataError
 from udc_ray.hashing import file_sha256
-from udc_ray.location import Folder, Place, RemoteFile, RemoteFolder
-
-LAYOUTS = (("LQ", "HQ"), ("input", "GT"))
-"""Names of the folders of degraded images and of truths; case does not matter."""
+from udc_ray.location import Folder, Place
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPairs:
-    """A folder with ``LQ`` and ``HQ``, or ``input`` and ``GT``.
+    """A folder with ``LQ`` and ``HQ``, or ``input`` and ``GT``; or several of them.
 
     Attributes:
         degraded: file of every degraded image, by id.
@@ -73,38 +70,6 @@ class FolderPairs:
         return {key: file_sha256(path) for key, path in files.items()}
 
 
-def find_pair(folder: Folder | Place) -> tuple[Folder, Folder] | None:
-    """The folders of degraded images and truths in `folder`, or None where it is no pair, or a file."""
-    table = {name.lower(): inside for name, inside in _folders(folder).items()}
-    found = [(table[a.lower()], table[b.lower()]) for a, b in LAYOUTS if a.lower() in table and b.lower() in table]
-    if len(found) > 1:
-        raise DataError(
-            f"{folder} holds both LQ/HQ and input/GT", "two data sets in one folder", "move one pair elsewhere"
-        )
-    return found[0] if found else None
-
-
-def _folders(folder: Folder | Place) -> Mapping[str, Folder]:
-    if isinstance(folder, RemoteFolder):
-        return folder.folders()
-    if isinstance(folder, RemoteFile) or folder.is_file():
-        return {}
-    try:
-        return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}", change="check its permissions") from error
-
-
-def _truth_of(image_id: str, truths: Mapping[str, Place]) -> Place | None:
-    """Truth of a degraded image: the same path, else the path less its leading folders.
-
-    The SYNTH data set stores ``input/ZTE_new_5/test/a.npy`` against ``GT/test/a.npy``.
-    """
-    parts = image_id.split("/")
-    candidates = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((truths[c] for c in candidates if c in truths), None)
-
-
 def open_pairs(folder: Folder | Place, channels: int = 3, size: int | None = None) -> FolderPairs:
     """Open a paired folder.
 
@@ -114,25 +79,37 @@ def open_pairs(folder: Folder | Place, channels: int = 3, size: int | None = Non
     found = find_pair(folder)
     if found is None:
         raise DataError(f"{folder} holds no pair", change="it needs the folders LQ and HQ, or input and GT")
-    degraded, all_truths = index_images(found[0]), index_images(found[1])
-    matched = {i: _truth_of(i, all_truths) for i in degraded}
-    lonely = [f"{found[0].name}/{i}{degraded[i].suffix}" for i, truth in matched.items() if truth is None]
-    if lonely:
-        shown = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
+    matched = match([Part(prefix="", degraded=found[0], truth=found[1])])
+    return open_matched(folder, matched, channels, size)
+
+
+def open_matched(folder: Folder | Place, matched: Matched, channels: int, size: int | None = None) -> FolderPairs:
+    """Open images that have been matched with their truths.
+
+    Raises:
+        DataError: degraded images without truth; the message names the files of both sides that are alone.
+    """
+    if matched.lonely:
+        alone = f"; {len(matched.extra)} truths are alone too: {shown(matched.extra)}" if matched.extra else ""
         raise DataError(
-            f"{len(lonely)} of {len(degraded)} degraded images have no truth in {found[1]}: {shown}",
+            f"{len(matched.lonely)} of {len(matched.degraded)} degraded images have no truth in {matched.searched}: "
+            f"{shown(matched.lonely)}{alone}",
             "the names differ: pairs are matched by the path without suffix",
-            "rename the files, remove those without truth, or use --no-reference",
+            "rename the files, remove those without truth, or use --no-reference; udc-ray check-data lists them all",
         )
-    truths = {i: truth for i, truth in matched.items() if truth is not None}
-    extra = len(set(all_truths.values()) - set(truths.values()))
+    extra = len(matched.extra)
     return FolderPairs(
         name=folder.name,
-        image_ids=tuple(degraded),
+        image_ids=tuple(matched.degraded),
         channels=channels,
-        domain=DOMAINS[kind_of(next(iter(degraded.values())), channels)],
-        degraded=degraded,
-        truths=truths,
+        domain=DOMAINS[kind_of(next(iter(matched.degraded.values())), channels)],
+        degraded=matched.degraded,
+        truths=matched.truths,
         size=size,
         notes=(f"{extra} truths without degraded image left out",) if extra else (),
     )
+
+
+def shown(paths: tuple[str, ...], most: int = 3) -> str:
+    """The first few of many."""
+    return ", ".join(paths[:most]) + (", ..." if len(paths) > most else "")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from udc_ray import rng
 from udc_ray.data import domains, optics
+from udc_ray.data.psf_files import read_values
 from udc_ray.errors import DataError, did_you_mean
 from udc_ray.location import is_uri, local, place
 
@@ -72,12 +73,7 @@ def psf_file(psf: str) -> Path:
 
 def load_psf(path: Path) -> Tensor:
     """Read a user's PSF (.npy, K x K or K x K x 3, K odd) and normalise each channel to sum 1."""
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read the PSF {path}: {error}", "not a .npy file of numbers") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
-        raise DataError(f"cannot read the PSF {path}: it holds no single array of numbers", change="save it as .npy")
+    values = read_values(path)
     values = values.astype(np.float32)
     if values.ndim == 2:
         values = np.repeat(values[..., None], 3, axis=2)
@@ -101,11 +97,18 @@ def get_display(name: str) -> Display:
     if name in displays:
         return displays[name]
     if name.partition("?")[0].endswith(".npy"):
-        psf = name if is_uri(name) else str(Path(name).expanduser().resolve())
+        psf = name if is_uri(name) else _resolved(name)
         load_psf(psf_file(psf))  # a file that cannot be used is refused now, not by the first image
         # Known by its stem, as the name keys the noise, which must not depend on where the file lies.
         return Display(**displays["toled"].model_dump() | {"layout": None, "psf": psf, "name": place(psf).stem})
     raise DataError(f"unknown display {name!r}", change=did_you_mean(name, [*displays, "PATH.npy"]))
+
+
+def _resolved(name: str) -> str:
+    try:
+        return str(Path(name).expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # a link that leads to itself, ~user without a home
+        raise DataError(f"cannot read the PSF {name}: {error}", "a wrong path", "check the path") from error
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
