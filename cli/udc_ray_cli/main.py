@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from udc_ray.errors import Interrupted
-from udc_ray_cli import doctor, evaluate, jobs, listing, report, show_file, simulate, train
+from udc_ray_cli import data_commands, doctor, evaluate, jobs, listing, report, show_file, simulate, train
 from udc_ray_cli.stopping import Stopped, stop_on_signals
 
 USER_ERROR = 2
@@ -30,6 +30,8 @@ app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 app.command("list")(listing.listing)
 app.command("train")(train.train)
+app.command("check-data")(data_commands.check_data)
+app.command("psf")(data_commands.psf)
 app.command("show")(show_file.show_file)
 app.command("doctor")(doctor.doctor)
 app.command("jobs")(jobs.jobs)
