@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from udc_ray.errors import DataError
+
+SIZE_MULTIPLE = 4
+
 _SLOPE = 0.2
-"""Of every leaky ReLU."""
+"""Of every leaky ReLU; the guided filter has plain ones."""
 
 _BRANCHES = (1, 2, 4, 8)
 """Relative dilations of the four branches of a block, and the numbers in their names."""
 
 
-class _AdaptiveNorm(nn.Module):
+class AdaptiveNorm(nn.Module):
     """A learned mixture of the features and their instance normalisation (Chen et al., ICCV 2017)."""
 
     def __init__(self, channels: int) -> None:
@@ -34,7 +38,7 @@ class _AdaptiveNorm(nn.Module):
         return self.w_0 * x_BCHW + self.w_1 * normed_BCHW
 
 
-class _SharedConv(nn.Module):
+class SharedConv(nn.Module):
     """One filter for all channels, wide enough to hide the grid of the dilated convolution that follows."""
 
     def __init__(self, dilation: int) -> None:
@@ -99,13 +103,13 @@ class _Atrous(nn.Module):
     def __init__(self, channels: int, branch: int, dilation: int) -> None:
         super().__init__()
         for n in _BRANCHES:
-            self.add_module(f"norm{n}", _AdaptiveNorm(branch))
+            self.add_module(f"norm{n}", AdaptiveNorm(branch))
         for n in _BRANCHES:
-            self.add_module(f"pre_conv{n}", _SharedConv(n * dilation))
+            self.add_module(f"pre_conv{n}", SharedConv(n * dilation))
         for n in _BRANCHES:
             self.add_module(f"conv{n}", _conv3(channels, branch, n * dilation))
         self.conv = _conv3(4 * branch, channels)
-        self.norm = _AdaptiveNorm(channels)
+        self.norm = AdaptiveNorm(channels)
 
     def _sum(self, x_BCHW: Tensor) -> Tensor:
         """What the branches find, added to the input."""
@@ -138,9 +142,9 @@ class _Attentive(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = _conv3(channels, channels)
-        self.norm1 = _AdaptiveNorm(channels)
+        self.norm1 = AdaptiveNorm(channels)
         self.conv2 = _conv3(channels, channels)
-        self.norm2 = _AdaptiveNorm(channels)
+        self.norm2 = AdaptiveNorm(channels)
         self.calayer = _ChannelAttention(channels)
         self.palayer = _PixelAttention(channels)
 
@@ -156,14 +160,14 @@ class _LowResolution(nn.Module):
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.conv1 = _conv3(4 * channels, width)
-        self.norm1 = _AdaptiveNorm(width)
+        self.norm1 = AdaptiveNorm(width)
         for stage, dilation in ((1, 1), (2, 2), (3, 4)):
             for block in "abcd":
                 self.add_module(f"res{stage}_{block}", _AttentiveAtrous(width, dilation))
         self.res_final = _Attentive(width)
         self.gate = _conv3(4 * width, 4, bias=True)
         self.deconv2 = _conv3(width, width, bias=True)
-        self.norm5 = _AdaptiveNorm(width)
+        self.norm5 = AdaptiveNorm(width)
         self.deconv1 = nn.Conv2d(width, 4 * channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -180,7 +184,7 @@ class _LowResolution(nn.Module):
         return F.pixel_shuffle(_act(self.deconv1(h_BCHW)), 2)
 
 
-class _GuidedFilter(nn.Module):
+class GuidedFilter(nn.Module):
     """The guided filter with learned coefficients (Wu et al., CVPR 2018, section 3.2)."""
 
     def __init__(self, channels: int, radius: int, hidden: int = 32) -> None:
@@ -190,7 +194,7 @@ class _GuidedFilter(nn.Module):
         nn.init.ones_(self.box_filter.weight)
         layers: list[nn.Module] = []
         for c_in in (2 * channels, hidden):
-            layers += [nn.Conv2d(c_in, hidden, 1, bias=False), _AdaptiveNorm(hidden), nn.LeakyReLU(_SLOPE)]
+            layers += [nn.Conv2d(c_in, hidden, 1, bias=False), AdaptiveNorm(hidden), nn.ReLU()]
         self.conv_a = nn.Sequential(*layers, nn.Conv2d(hidden, channels, 1, bias=False))
 
     def forward(self, guide_low_BCHW: Tensor, low_BCHW: Tensor, guide_BCHW: Tensor) -> Tensor:
@@ -223,7 +227,7 @@ class DAGF(nn.Module):
         super().__init__()
         self.guided_map = _Atrous(channels, guide_width // 2, 1)
         self.lr = _LowResolution(width, channels)
-        self.gf = _GuidedFilter(channels, radius)
+        self.gf = GuidedFilter(channels, radius)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Restore an image.
@@ -235,6 +239,12 @@ class DAGF(nn.Module):
             B x C x H x W in (-1, 1).
         """
         height, width = x_BCHW.shape[-2:]
+        if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+            raise DataError(
+                f"DAGF cannot take an image of {height} x {width} pixels",
+                f"its sides must be multiples of {SIZE_MULTIPLE}",
+                "crop or pad the image; the restorer made by load pads",
+            )
         low_BCHW = _resize(x_BCHW, (height // 2, width // 2))
         guide_low_BCHW, guide_BCHW = self.guided_map(low_BCHW), self.guided_map(x_BCHW)
-        return torch.tanh(self.gf(guide_low_BCHW, self.lr(guide_low_BCHW), guide_BCHW))
+        return torch.tanh(self.gf(guide_low_BCHW, self.lr(low_BCHW), guide_BCHW))

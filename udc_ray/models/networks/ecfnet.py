@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from udc_ray.errors import DataError
+
+SIZE_MULTIPLE = 8
+
 
 class _Conv(nn.Module):
     """A convolution that keeps (stride 1) or halves (stride 2) the size."""
@@ -112,8 +116,8 @@ class _Fuse(nn.Module):
         return y_BCHW
 
 
-class _GatedFuse(nn.Module):
-    """The same with gates: the cross-gating fusion of the paper, in the form that its checkpoint was trained in."""
+class GatedFuse(nn.Module):
+    """The same with gates: the cross-gating fusion of the paper."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -125,7 +129,7 @@ class _GatedFuse(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         gate, value = self.dwconv(self.project_in(x_BCHW)).chunk(2, 1)
         once = torch.sigmoid(gate) * value
-        # The second half is the first one gated again, by its own ungated value; the other half never returns.
+        # As published: what gates the second half is its own value, and the gate itself is never passed on.
         y_BCHW: Tensor = self.project_out(torch.cat([once, torch.sigmoid(value) * once], 1))
         return y_BCHW
 
@@ -170,7 +174,7 @@ class ECFNet(nn.Module):
         self.Decoder = nn.ModuleList(_Stage(w, blocks) for w in upwards)
         self.Convs = nn.ModuleList(_Conv(2 * w, w, 1) for w in upwards[1:])
         self.ConvsOut = nn.ModuleList(_Supervise(w, channels) for w in upwards[:-1])
-        self.AFFs = nn.ModuleList([_Fuse(total, width), *(_GatedFuse(total, w) for w in widths[1:])])
+        self.AFFs = nn.ModuleList([_Fuse(total, width), *(GatedFuse(total, w) for w in widths[1:])])
         self.FAM0, self.SCM0 = _Merge(widths[3]), _ImageFeatures(channels, widths[3])
         self.FAM1, self.SCM1 = _Merge(widths[2]), _ImageFeatures(channels, widths[2])
         self.FAM2, self.SCM2 = _Merge(widths[1]), _ImageFeatures(channels, widths[1])
@@ -184,6 +188,13 @@ class ECFNet(nn.Module):
         Returns:
             B x C images at 1/8, 1/4, 1/2 and full size, not clamped; the last one is the result.
         """
+        height, width = x_BCHW.shape[-2:]
+        if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+            raise DataError(
+                f"ECFNet cannot take an image of {height} x {width} pixels",
+                f"its sides must be multiples of {SIZE_MULTIPLE}",
+                "crop or pad the image; the restorer made by load pads",
+            )
         images = [x_BCHW]
         for _ in range(3):
             images.append(_resize(images[-1], 0.5))

@@ -70,7 +70,9 @@ class _FeedForward(nn.Module):
         return result
 
 
-class _Block(nn.Module):
+class AttentionBlock(nn.Module):
+    """Attention over channels, then a gated depth-wise feed-forward part, each after a norm and around a shortcut."""
+
     def __init__(self, channels: int, heads: int, expansion: float, *, norm_bias: bool) -> None:
         super().__init__()
         self.norm1 = _LayerNorm(channels, bias=norm_bias)
@@ -126,7 +128,9 @@ class Restormer(nn.Module):
         super().__init__()
 
         def level(times: int, count: int, n: int) -> nn.Sequential:
-            return nn.Sequential(*(_Block(times * width, n, expansion, norm_bias=norm_bias) for _ in range(count)))
+            return nn.Sequential(
+                *(AttentionBlock(times * width, n, expansion, norm_bias=norm_bias) for _ in range(count))
+            )
 
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(channels, width, 3, padding=1, bias=False)))
         self.encoder_level1 = level(1, blocks[0], heads[0])

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from udc_ray.errors import UserError
+from udc_ray.errors import DataError
+from udc_ray.models.networks.restormer import AttentionBlock
 
 _HEADS_AND_BLOCKS = ((1, 2), (2, 3), (4, 4))
 """Attention heads and blocks of the scattering branch, per scale."""
 
-_LEAST_SIDE = 24
-"""A reflection by 2 pixels takes 3, and there are 3 halvings."""
+SIZE_MULTIPLE = 8
+
+LEAST_SIDE = 24
+"""Three halvings, and 5 x 5 filters with reflection below them, which takes 3 pixels."""
 
 
 class _ChannelAttention(nn.Module):
@@ -85,67 +88,6 @@ class _Projection(nn.Module):
         return y_BCHW
 
 
-class _LayerNorm(nn.Module):
-    """Layer normalisation over the channels of B x C x H x W."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.LayerNorm(channels)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW: Tensor = self.body(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return y_BCHW
-
-
-class _Attention(nn.Module):
-    """Attention between channels: its matrix is C x C per head, whatever the image size (Restormer, eq. 1)."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        wide = 3 * channels
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Conv2d(channels, wide, 1, bias=False)
-        self.qkv_dwconv = nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False)
-        self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        heads = self.temperature.shape[0]
-        qkv = self.qkv_dwconv(self.qkv(x_BCHW)).flatten(2).unflatten(1, (3, heads, -1))
-        q_BGCN, k_BGCN, v_BGCN = qkv.unbind(1)
-        score_BGCC = F.normalize(q_BGCN, dim=-1) @ F.normalize(k_BGCN, dim=-1).transpose(-2, -1)
-        mixed_BGCN = (score_BGCC * self.temperature).softmax(-1) @ v_BGCN
-        y_BCHW: Tensor = self.project_out(mixed_BGCN.reshape(x_BCHW.shape))
-        return y_BCHW
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = int(channels * 2.66)
-        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
-        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
-        self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        gate, value = self.dwconv(self.project_in(x_BCHW)).chunk(2, 1)
-        y_BCHW: Tensor = self.project_out(F.gelu(gate) * value)
-        return y_BCHW
-
-
-class _AttentionBlock(nn.Module):
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = _LayerNorm(channels)
-        self.attn = _Attention(channels, heads)
-        self.norm2 = _LayerNorm(channels)
-        self.ffn = _FeedForward(channels)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = x_BCHW + self.attn(self.norm1(x_BCHW))
-        y_BCHW: Tensor = x_BCHW + self.ffn(self.norm2(x_BCHW))
-        return y_BCHW
-
-
 class _Modulate(nn.Module):
     """Scale and shift features by what is computed from a condition (SFT, Wang et al., CVPR 2018)."""
 
@@ -203,7 +145,7 @@ class SRUDC(nn.Module):
         self.fusions = nn.ModuleList(nn.Conv2d(2 * w, w, 1, bias=False) for w in down)
         self.fusions_cond = nn.ModuleList(_Modulate(w) for w in down)
         stages = [
-            nn.Sequential(*(_AttentionBlock(w, heads) for _ in range(blocks)))
+            nn.Sequential(*(AttentionBlock(w, heads, 2.66, norm_bias=True) for _ in range(blocks)))
             for w, (heads, blocks) in zip(down, _HEADS_AND_BLOCKS, strict=True)
         ]
         self.layers_cond1, self.downs_cond1_2 = stages[0], _down(down[0])
@@ -216,18 +158,19 @@ class SRUDC(nn.Module):
         """Restore an image.
 
         Args:
-            x_BCHW: [-1, 1]; H and W multiples of 8, at least 24 (reflect padding of 2 at 1/8 of the size).
+            x_BCHW: [-1, 1]; H and W multiples of 8, at least 24.
 
         Returns:
             The restored B x C x H x W, in [-1, 1] but not clamped, and B x 2 x 1 x 1, the scattering
             parameters in (0, 1): ambient light and transmission.
         """
-        if min(x_BCHW.shape[-2:]) < _LEAST_SIDE:
-            size = " x ".join(map(str, x_BCHW.shape[-2:]))
-            raise UserError(
-                f"SRUDC cannot take an image of {size} pixels",
-                f"it pads by reflection at an eighth of the size, which takes a side of at least {_LEAST_SIDE}",
-                "use a larger image or crop",
+        height, width = x_BCHW.shape[-2:]
+        if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) < LEAST_SIDE:
+            raise DataError(
+                f"SRUDC cannot take an image of {height} x {width} pixels",
+                f"its sides must be multiples of {SIZE_MULTIPLE}, and at least {LEAST_SIDE}: "
+                "it mirrors features at an eighth of the size",
+                "pad the image, which run_published and the restorer made by load do; a smaller one is refused",
             )
         first = self.layers_cond1(self.condconv(x_BCHW))
         second = self.layers_cond2(self.downs_cond1_2(first))
