@@ -12,7 +12,7 @@ from udc_ray.records import SCHEMA, VOLATILE, Record, from_table, to_table
 # the columns that the design names, written out here a second time on purpose
 COLUMNS = [
     "run_fingerprint", "cell", "label", "model", "data", "image_id", "attack", "norm", "eps", "budget",
-    "defense", "grad_mode", "eot", "sample", "restart", "seed", "objective", "protocol", "psnr_degraded",
+    "defense", "grad_mode", "eot", "sample", "restart", "seed", "objective", "protocol", "perceptual", "psnr_degraded",
     "psnr_clean", "psnr_noise", "psnr_adv", "ssim_clean", "ssim_adv", "lpips_clean", "lpips_adv", "linf",
     "l2", "queries", "queries_harness", "queries_reexecuted", "grad_evals", "nfe", "success", "stop_reason",
     "seconds", "host", "retries", "error",

@@ -27,7 +27,7 @@ RECORDED_KEYS = frozenset({"fingerprint", "resolved"})
 """Keys that a run directory adds to its spec.yaml; taken as read when such a file is given as SPEC."""
 
 _ENTRY_LISTS = ("attacks", "defenses")
-_ENTRIES = ("model", "data")
+_ENTRIES = ("model", "data", "perceptual")
 _FLAG_ENTRY = re.compile(r"^(?P<name>[^:=,]+(?::[A-Za-z_]\w*)?)(?::(?P<params>\w+=.*))?$", re.DOTALL)
 
 Values = dict[str, Any]

@@ -6,18 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from udc_ray.attacks.noise import control_noise
 from udc_ray.batching import micro_batches
 from udc_ray.data.base import Sample
-from udc_ray.metrics.protocols import Protocol
+from udc_ray.metrics.perceptual import Perceptual, ShiftTolerant, loaded
+from udc_ray.metrics.protocols import Doubles, Protocol
 from udc_ray.purifiers.victim import Victim
 from udc_ray.tape import Tape
 
 CONTROL_DRAWS = 4
 """Draws of random noise that the control is averaged over."""
+
+_SHIPPED = ShiftTolerant()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class Reading:
 
     psnr: float | None
     ssim: float | None
+    lpips: float | None = None
     nfe: int = 0
 
 
@@ -46,10 +51,19 @@ class Evaluator:
         slots: images per forward pass.
         device: where the victims live.
         seed: seed of the evaluation noise.
+        perceptual: the perceptual distance that is measured beside; None for none.
     """
 
-    def __init__(self, protocol: Protocol, slots: int, device: str, seed: int) -> None:
+    def __init__(
+        self,
+        protocol: Protocol,
+        slots: int,
+        device: str,
+        seed: int,
+        perceptual: Perceptual | None = _SHIPPED,
+    ) -> None:
         self.protocol, self.slots, self.device, self.seed = protocol, slots, device, seed
+        self.perceptual = perceptual
         self.executed: Counter[str] = Counter()
 
     def outputs(
@@ -101,7 +115,24 @@ class Evaluator:
     def _reading(self, output: Tensor, reference: Tensor, nfe: int) -> Reading:
         psnr = self.protocol.psnr(output[None], reference[None])[0]
         ssim = self.protocol.ssim(output[None], reference[None])[0]
-        return Reading(psnr=psnr, ssim=ssim, nfe=nfe)
+        return Reading(psnr=psnr, ssim=ssim, lpips=self._lpips(output, reference), nfe=nfe)
+
+    def _lpips(self, output_CHW: Tensor, reference_CHW: Tensor) -> float | None:
+        """Perceptual distance of what the protocol compares; None where it is not defined.
+
+        One image at a time, so that its bits cannot depend on companions.
+        """
+        shown_CHW, real_CHW = self.protocol.shown(output_CHW, reference_CHW)[0]
+        channels, height, width = shown_CHW.shape
+        if self.perceptual is None or self.perceptual.why_not(channels, height, width) is not None:
+            return None
+        distance = loaded(self.perceptual, torch.device(self.device), torch.float32)
+        with torch.no_grad():
+            return float(distance(self._single(shown_CHW), self._single(real_CHW))[0])
+
+    def _single(self, image_CHW: Doubles) -> Tensor:
+        """A batch of one, as the perceptual distance takes it."""
+        return torch.from_numpy(image_CHW.astype(np.float32))[None].to(self.device)
 
     def _noisy(self, sample: Sample, norm: str, size: float, draw: int) -> Tensor:
         tape = Tape(seed=self.seed, image_ids=(sample.image_id,), stream="control", sample=draw)

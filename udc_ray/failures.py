@@ -29,6 +29,7 @@ def cell_columns(setup: HostSetup, cell: Cell) -> dict[str, Any]:
         "seed": setup.spec.seed,
         "objective": entry.attack.objective or setup.spec.objective,
         "protocol": setup.spec.protocol,
+        "perceptual": setup.spec.perceptual.name,
     }
 
 

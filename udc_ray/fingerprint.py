@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from udc_ray.data.open import PathParams, ShippedParams
+from udc_ray.metrics.perceptual import get_perceptual
 from udc_ray.models.zoo import MODELS
 from udc_ray.params import Params
 from udc_ray.plan import read_attack, read_defence
@@ -44,6 +45,7 @@ def fingerprint_document(spec: RunSpec, file_hashes: Mapping[str, str], device_t
         "defenses": [_defence(entry) for entry in spec.defenses],
         "objective": spec.objective,
         "protocol": spec.protocol,
+        "perceptual": _perceptual(spec.perceptual),
         "success": spec.success.model_dump(mode="json"),
         "seed": spec.seed,
         "limit": spec.limit,
@@ -109,6 +111,11 @@ def _data(entry: Entry) -> dict[str, Any]:
     shipped = entry.name == ShippedParams.name
     built: Params = (ShippedParams if shipped else PathParams).build("data", entry.params)
     return _dump(entry.name if shipped else PATH, built, set())
+
+
+def _perceptual(entry: Entry) -> dict[str, Any]:
+    built = get_perceptual(entry)
+    return {"name": entry.name} if built is None else _dump(entry.name, built, set())
 
 
 def _model(entry: Entry) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from udc_ray.crafting import Goals, craft_by_gradients, craft_by_queries
 from udc_ray.errors import DeviceMemoryError, SpecError, UserError, WeightsError
 from udc_ray.evaluation import Evaluator
 from udc_ray.meter import Counted, Meter, count_networks
+from udc_ray.metrics.perceptual import get_perceptual
 from udc_ray.metrics.protocols import get_protocol
 from udc_ray.models.base import Restorer
 from udc_ray.models.loading import load_restorer
@@ -83,6 +84,7 @@ class Host:
         for defence, entry in enumerate(self.setup.plan.defences):
             if entry.purifier is not None:
                 networks += entry.purifier.networks(self.victim(defence).prepared)
+        networks += [partial(_damage, get_objective(name)) for name in self._objective_names()]
         largest = torch.zeros(asked.micro_batch, *max(shapes, key=math.prod))
         try:
             with memory.explained(partial(self.trial, largest), asked.micro_batch, "the probe of the models"):
@@ -200,6 +202,11 @@ class Host:
         """Objective of a unit: the attack's own, or the run's."""
         return self.setup.plan.attacks[unit.attack].attack.objective or self.setup.spec.objective
 
+    def _objective_names(self) -> list[str]:
+        """Every objective of the run, once."""
+        own = [entry.attack.objective for entry in self.setup.plan.attacks]
+        return list(dict.fromkeys(name or self.setup.spec.objective for name in own))
+
     def reference(self, defence: int, image_id: str, kind: str) -> Tensor:
         """What an output is compared with: the truth, or the victim's own clean output."""
         truth = self.sample(image_id).truth
@@ -234,7 +241,8 @@ class Host:
 
     def _make_evaluator(self) -> None:
         protocol = get_protocol(self.setup.spec.protocol)
-        self.evaluator = Evaluator(protocol, self.slots, self.device, self.setup.spec.seed)
+        perceptual = get_perceptual(self.setup.spec.perceptual)
+        self.evaluator = Evaluator(protocol, self.slots, self.device, self.setup.spec.seed, perceptual)
         self.baselines = Baselines(self.evaluator)
 
     def trial(self, x_BCHW: Tensor, slots: int) -> None:
@@ -252,3 +260,8 @@ class Host:
                 break
             best = slots
         return best
+
+
+def _damage(objective: Objective, x_BCHW: Tensor) -> Tensor:
+    """The loss as the probe takes a network: objectives with a network of their own are probed too."""
+    return objective.loss(x_BCHW, x_BCHW.detach().flip(-1))[:, None]

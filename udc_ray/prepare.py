@@ -14,6 +14,7 @@ from udc_ray.data.base import Dataset
 from udc_ray.data.open import open_dataset
 from udc_ray.errors import DataError, SpecError, did_you_mean
 from udc_ray.fingerprint import fingerprint, fingerprint_document
+from udc_ray.metrics.perceptual import get_perceptual
 from udc_ray.metrics.protocols import get_protocol
 from udc_ray.models.base import Restorer
 from udc_ray.models.loading import load_restorer
@@ -37,6 +38,7 @@ class Prepared:
         shapes: C, H, W of the images, as far as the probes need them.
         restorer: the loaded restorer, for a host in this process.
         device: ``cpu`` or ``cuda``.
+        notes: what will not be measured, and why; one line each.
     """
 
     setup: HostSetup
@@ -44,6 +46,7 @@ class Prepared:
     shapes: tuple[tuple[int, int, int], ...]
     restorer: Restorer
     device: str
+    notes: tuple[str, ...] = ()
 
 
 def choose_device(wanted: str) -> str:
@@ -67,6 +70,7 @@ def prepare(spec: RunSpec, device: str | None = None) -> Prepared:
     device = device or choose_device(spec.run.device)
     get_protocol(spec.protocol)
     get_objective(spec.objective)
+    get_perceptual(spec.perceptual)
     _check_names(spec)
     restorer = load_restorer(spec.model)
     dataset = open_dataset(spec.data, spec.limit, spec.seed, channels=restorer.descriptor.channels)
@@ -78,6 +82,7 @@ def prepare(spec: RunSpec, device: str | None = None) -> Prepared:
     own = {key: value for key, value in hashes.items() if not key.startswith("defense:")}
     plan = make_plan(spec, hashlib.sha256(canonical_json([shared, own]).encode()).hexdigest())
     _check_attacks(spec, plan, dataset)
+    _check_judges(spec, plan, shapes)
     threads = spec.run.threads
     slots = 4 if spec.run.micro_batch == "auto" else spec.run.micro_batch
     setup = HostSetup(
@@ -88,7 +93,14 @@ def prepare(spec: RunSpec, device: str | None = None) -> Prepared:
         model_name=restorer.descriptor.name,
         resolved=Resolved(micro_batch=slots, threads=threads, device_type=device),
     )
-    return Prepared(setup=setup, document=document, shapes=shapes, restorer=restorer, device=device)
+    return Prepared(
+        setup=setup,
+        document=document,
+        shapes=shapes[:MAX_SHAPES],
+        restorer=restorer,
+        device=device,
+        notes=_notes(spec, shapes),
+    )
 
 
 def _check_names(spec: RunSpec) -> None:
@@ -121,13 +133,16 @@ def _check_images(dataset: Dataset, restorer: Restorer) -> tuple[tuple[int, int,
         if min(height, width) < SMALLEST_SIDE:
             raise DataError(f"image {image_id} is {width}x{height}", "too small", f"give at least {SMALLEST_SIDE} px")
         shapes[channels, height, width] = None
-    return tuple(sorted(shapes, key=math.prod, reverse=True)[:MAX_SHAPES])
+    return tuple(sorted(shapes, key=math.prod, reverse=True))
 
 
 def _hashes(spec: RunSpec, dataset: Dataset, restorer: Restorer) -> dict[str, str]:
     hashes = {f"data:{name}": value for name, value in dataset.file_hashes().items()}
     if restorer.descriptor.sha256 is not None:
         hashes["model"] = restorer.descriptor.sha256
+    perceptual = get_perceptual(spec.perceptual)
+    for name, value in perceptual.weight_hashes().items() if perceptual is not None else ():
+        hashes[f"perceptual:{name}"] = value
     for number, entry in enumerate(spec.defenses):
         purifier = read_defence(entry).purifier
         for name, value in purifier.weight_hashes().items() if purifier is not None else ():
@@ -150,3 +165,17 @@ def _check_attacks(spec: RunSpec, plan: Plan, dataset: Dataset) -> None:
                 "against the model's own clean output there is no PSNR to drop from",
                 "give success: {psnr_below: dB}",
             )
+
+
+def _check_judges(spec: RunSpec, plan: Plan, shapes: tuple[tuple[int, int, int], ...]) -> None:
+    """Refuse images that the protocol or an objective is not defined for."""
+    for shape in shapes:
+        get_protocol(spec.protocol).check(*shape)
+        for entry in plan.attacks:
+            get_objective(entry.attack.objective or spec.objective).check(*shape)
+
+
+def _notes(spec: RunSpec, shapes: tuple[tuple[int, int, int], ...]) -> tuple[str, ...]:
+    perceptual = get_perceptual(spec.perceptual)
+    reason = perceptual.why_not(*shapes[0]) if perceptual is not None else None
+    return () if reason is None else (f"no perceptual distance {spec.perceptual.name}: {reason}",)

@@ -23,6 +23,7 @@ _STRINGS = [
     "grad_mode",
     "objective",
     "protocol",
+    "perceptual",
     "stop_reason",
     "host",
     "error",
@@ -71,6 +72,7 @@ class Record:
     seed: int
     objective: str
     protocol: str
+    perceptual: str | None = None
     psnr_degraded: float | None = None
     psnr_clean: float | None = None
     psnr_noise: float | None = None

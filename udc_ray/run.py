@@ -231,7 +231,7 @@ def _resolve(run: RunDirectory, prepared: Prepared, pool: WorkPool, listener: Li
     else:
         values = run.header.resolved
         resolved = Resolved(**{**values, "notes": tuple(values.get("notes", ()))})
-    for note in resolved.notes:
+    for note in (*resolved.notes, *prepared.notes):
         listener.note(f"note: {note}")
     if resolved != prepared.setup.resolved:
         pool.configure(resolved)

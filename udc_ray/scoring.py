@@ -112,6 +112,8 @@ class CellScores:
             psnr_adv=adversarial.psnr,
             ssim_clean=clean.ssim if has_truth else None,
             ssim_adv=adversarial.ssim,
+            lpips_clean=clean.lpips if has_truth else None,
+            lpips_adv=adversarial.lpips,
             linf=float(linf_norm(delta)),
             l2=float(l2_norm(delta)),
             queries=item.queries,

@@ -91,6 +91,8 @@ class RunSpec(_Frozen):
     defenses: tuple[AnyEntry, ...] = (Entry(name="none"),)
     objective: str = "mse"
     protocol: str = "strict"
+    perceptual: AnyEntry = Entry(name="stlpips")
+    """Perceptual distance of the LPIPS columns; ``none`` leaves them empty."""
     success: Success = Success()
     seed: int = 0
     limit: int | None = Field(default=None, ge=1)

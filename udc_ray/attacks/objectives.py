@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from udc_ray.errors import DataError, SpecError, did_you_mean
+from udc_ray.metrics.perceptual import ShiftTolerant, loaded
 
 WINDOW = 11
 """Side of the SSIM window, in pixels."""
@@ -33,6 +34,10 @@ class Objective(Protocol):
         """Damage as reported, of the output clamped to [0, 1]; B values in float64."""
         ...
 
+    def check(self, channels: int, height: int, width: int) -> None:
+        """Refuse images that it cannot judge with a DataError."""
+        ...
+
 
 class MSE:
     """Mean squared error; on clamped outputs PSNR is its logarithm."""
@@ -45,6 +50,9 @@ class MSE:
 
     def score(self, output_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
         return (output_BCHW.clamp(0, 1).double() - reference_BCHW.double()).square().mean(dim=(1, 2, 3))
+
+    def check(self, channels: int, height: int, width: int) -> None:
+        """Every image will do."""
 
 
 class SSIM:
@@ -59,10 +67,7 @@ class SSIM:
         self.name, self.reference = name, reference
 
     def loss(self, output_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-        if min(output_BCHW.shape[2:]) < WINDOW:
-            raise DataError(
-                f"SSIM needs images of at least {WINDOW} x {WINDOW}", "an image smaller than its window", "use mse"
-            )
+        self.check(*output_BCHW.shape[1:])
         x, y = output_BCHW, reference_BCHW.to(output_BCHW.dtype)
         mean_x, mean_y = _windowed(x), _windowed(y)
         variance_x = _windowed(x * x) - mean_x * mean_x
@@ -75,6 +80,42 @@ class SSIM:
 
     def score(self, output_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
         return self.loss(output_BCHW.clamp(0, 1).double(), reference_BCHW.double())
+
+    def check(self, channels: int, height: int, width: int) -> None:
+        if min(height, width) < WINDOW:
+            raise DataError(
+                f"SSIM needs images of at least {WINDOW} x {WINDOW}", "an image smaller than its window", "use mse"
+            )
+
+
+class LPIPS:
+    """Perceptual distance ST-LPIPS (see `udc_ray.metrics.perceptual`), through its trunk.
+
+    Loss and score are computed in the type of the output: in float32 the score is as exact as the
+    features are, and float64 would cost several times the restorer.
+    """
+
+    def __init__(self, name: str, reference: Literal["truth", "clean"]) -> None:
+        self.name, self.reference = name, reference
+        self.distance = ShiftTolerant()
+
+    def loss(self, output_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+        self.check(*output_BCHW.shape[1:])
+        distance = loaded(self.distance, output_BCHW.device, output_BCHW.dtype)
+        value_B: Tensor = distance(output_BCHW, reference_BCHW.to(output_BCHW.dtype))
+        return value_B
+
+    def score(self, output_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+        return self.loss(output_BCHW.clamp(0, 1), reference_BCHW).double()
+
+    def check(self, channels: int, height: int, width: int) -> None:
+        reason = self.distance.why_not(channels, height, width)
+        if reason is not None:
+            raise DataError(
+                f"the objective {self.name} cannot judge images of {channels} x {height} x {width}",
+                reason,
+                "use mse or ssim",
+            )
 
 
 def _windowed(values_BCHW: Tensor) -> Tensor:
@@ -93,6 +134,8 @@ OBJECTIVES: dict[str, Objective] = {
     "mse-clean": MSE("mse-clean", "clean"),
     "ssim": SSIM("ssim", "truth"),
     "ssim-clean": SSIM("ssim-clean", "clean"),
+    "lpips": LPIPS("lpips", "truth"),
+    "lpips-clean": LPIPS("lpips-clean", "clean"),
 }
 
 

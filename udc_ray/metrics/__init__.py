@@ -1,1 +1,1 @@
-"""Image metrics by protocol, and statistics."""
+"""Image metrics by protocol, perceptual distances, and statistics."""

@@ -19,13 +19,15 @@ METRICS = (
     "psnr_adv",
     "ssim_clean",
     "ssim_adv",
+    "lpips_clean",
+    "lpips_adv",
     "drop_psnr",
     "queries",
     "grad_evals",
     "seconds",
 )
 ROBUST = "robust_psnr"
-_HIGH_IS_WORST = frozenset({"drop_psnr", "queries", "grad_evals", "seconds"})
+_HIGH_IS_WORST = frozenset({"lpips_clean", "lpips_adv", "drop_psnr", "queries", "grad_evals", "seconds"})
 
 
 @dataclass(frozen=True, kw_only=True)
