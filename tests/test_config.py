@@ -41,7 +41,10 @@ def test_the_default_preset_is_the_default_run_of_the_readme() -> None:
 def test_the_paper_preset_says_what_the_paper_prints() -> None:
     spec = build_spec(preset="udc-paper")
     pgd = [e.params for e in spec.attacks if e.name == "pgd"]
-    assert [parse_fraction(p["step_size"]) for p in pgd] == [n / 256 for n in (1, 2, 4, 8)]
+    plain = [p for p in pgd if "objective" not in p]
+    assert [parse_fraction(p["step_size"]) for p in plain] == [n / 256 for n in (1, 2, 4, 8)]
+    assert [p["objective"] for p in pgd if "objective" in p] == ["lpips"]
+    assert [(e.name, e.params["steps"]) for e in spec.defenses[1:]] == [("ddpm", 50), ("ddpm", 100)]
     assert {(p["steps"], parse_fraction(p["eps"])) for p in pgd} == {(20, 8 / 256)}
     cw = next(e.params for e in spec.attacks if e.name == "cw")
     assert (cw["search_steps"], cw["confidence"]) == (9, 0)
