@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ import pytest
 import scipy.io
 import scipy.ndimage
 import torch
-from store_doubles import Store, running_store
 from torch import Tensor
 
-from udc_ray import location
 from udc_ray.data import layouts, matlab, synth
 from udc_ray.data.base import Dataset, Sample
 from udc_ray.data.entries import PathParams
@@ -383,27 +381,6 @@ class TestFingerprint:
         assert self.document(part="test")["part"] == "test"
         assert self.document(psf=5)["psf"] == 5
         assert "part" not in self.document(psf=5)
-
-
-class TestStore:
-    @pytest.fixture
-    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-        monkeypatch.setenv(location.CACHE, str(tmp_path / "cache"))
-        with running_store() as running:
-            yield running
-
-    @pytest.mark.parametrize("make", [trees.synth, trees.udc_sit, trees.udc_2020, trees.udc_2020_mat])
-    def test_a_tree_in_a_store_is_the_local_one(
-        self, store: Store, tmp_path: Path, make: Callable[[Path], Path]
-    ) -> None:
-        root = make(tmp_path / "set")
-        uri = store.mirror(root, "set")
-        here, there = opened(root), opened(uri)
-        assert layout_of(root) == layout_of(uri)
-        assert here.image_ids == there.image_ids and here.file_hashes() == there.file_hashes()
-        for image_id in here.image_ids:
-            assert torch.equal(here.load(image_id).degraded, there.load(image_id).degraded)
-            assert torch.equal(truth_of(here.load(image_id)), truth_of(there.load(image_id)))
 
 
 def test_the_table_names_every_layout_once() -> None:
