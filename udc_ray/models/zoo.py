@@ -20,6 +20,7 @@ from udc_ray.models.checkpoints import load_into, read_state_dict, require_fit
 from udc_ray.models.nafnet import NAFNet
 from udc_ray.models.published import PUBLISHED
 from udc_ray.models.recognise import plain_keys, recognise
+from udc_ray.models.spandrel_door import load_with_spandrel
 from udc_ray.params import Params
 from udc_ray.registry import Registry
 
@@ -135,7 +136,10 @@ def load_file(path: Place) -> Restorer:
     state = read_state_dict(path)
     found = recognise(plain_keys(state))
     if found is None:
-        raise not_recognised(path, state)
+        by_spandrel = load_with_spandrel(path, state)
+        if by_spandrel is None:
+            raise not_recognised(path, state)
+        return by_spandrel
     if found.family != "nafnet":
         return load_published(path)
     network = infer_nafnet(state, path)
