@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with photos/kodak24 and photos/cid22_train (quality only)")
     parser.add_argument("--runs", type=int, default=20, help="runs that a fault strikes (chaos only)")
     parser.add_argument("--seed", type=int, default=0, help="chooses faults, victims and moments (chaos only)")
-    parser.add_argument("--only", help="worker, node, driver, client, partition, power or head (chaos only)")
+    parser.add_argument("--only", help="worker, node, driver, client, partition, power, head, drain (chaos only)")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many runs at the beginning (chaos only)")
     arguments = parser.parse_args()
     figures = importlib.import_module(f"benchmarks.{arguments.name}").measure(arguments)

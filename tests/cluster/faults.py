@@ -12,6 +12,7 @@ from evaluations import Started, User, parts, wait_until
 from ray_hosts import Node, RayCluster
 
 PARTITION_SECONDS = 10.0
+DRAIN_SECONDS = 60
 REPORT_SECONDS = 0.1
 """Every process tells the head of its tasks so often."""
 ACCOUNT = {"RAY_task_events_report_interval_ms": str(int(1000 * REPORT_SECONDS))}
@@ -105,6 +106,17 @@ def cut_off(scene: Scene) -> str:
     return f"{node.host.name}, dead to Ray after {noticed:.0f} s"
 
 
+def announce_end(scene: Scene) -> str:
+    """Tell Ray that a worker will go soon, as a spot market does; it is left in peace until it has gone by itself."""
+    node = _any_worker(scene)
+    node_id = scene.cluster.node_id(node)
+    scene.cluster.drain(node, DRAIN_SECONDS)
+    scene.cluster.wait_dead(node_id)
+    scene.cluster.kill_raylet(node)  # what is left of its processes
+    scene.cluster.restart_worker(node)
+    return node.host.name
+
+
 def kill_head(scene: Scene) -> str:
     """SIGKILL the head with everything on it, and start it anew; the workers join it as new nodes."""
     scene.cluster.kill_head()
@@ -122,7 +134,7 @@ FAULTS: dict[str, Callable[[Scene], str]] = {
     "partition": partition,
 }
 """The kinds that strike by chance; each says whom it struck."""
-LESS_USUAL: dict[str, Callable[[Scene], str]] = {"power": cut_off, "head": kill_head}
+LESS_USUAL: dict[str, Callable[[Scene], str]] = {"power": cut_off, "head": kill_head, "drain": announce_end}
 """Kinds that strike when they are asked for."""
 
 

@@ -17,7 +17,7 @@ def chaos(_permitted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
-@pytest.mark.parametrize("kind", [*FAULTS, "head"])
+@pytest.mark.parametrize("kind", [*FAULTS, "head", "drain"])
 def test_a_run_survives(chaos: Chaos, kind: str) -> None:
     struck = chaos.strike(kind, number=0, seed=0)
     assert 0 < struck.done_before < struck.units, struck  # it came in the middle
