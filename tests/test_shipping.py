@@ -47,6 +47,12 @@ def test_a_folder_travels_and_lands_once_under_the_root(photos: Path, tmp_path: 
     assert (landed / "LQ" / "a.png").read_bytes() == b"touched"  # not copied again
 
 
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="holds no files"):
+        freight(tmp_path).place(str(tmp_path / "photos"))
+
+
 def test_a_file_that_was_cut_on_the_way_is_refused(photos: Path, tmp_path: Path) -> None:
     load = freight(tmp_path)
     sent = load.place(str(photos / "HQ" / "a.png"))

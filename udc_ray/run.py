@@ -269,6 +269,12 @@ def _stored(setup: HostSetup, outcome: Outcome) -> UnitResult:
 def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: int, listener: Listener) -> Finished:
     """Compact, check, summarise and draw."""
     records = run.compact()
+    if not records:
+        raise UserError(
+            "no unit has ended in the time that was given",
+            "--max-hours is shorter than one unit takes",
+            f"give more, and the same command again: it goes on with {run.storage.name}",
+        )
     checks = run_checks(records, setup.spec)
     summary = build_summary(records, setup.spec, checks)
     run.write_json("checks.json", [check.to_json() for check in checks])

@@ -62,6 +62,8 @@ class Freight:
         here = Path(path)
         if is_uri(path) or not here.exists() or self._is_shared(here):
             return path
+        if not any(files_of(here)):
+            raise UserError(f"{path} holds no files", "an empty folder, or hidden files only", "check the path")
         digest = content_digest(here)
         if self.root is not None and is_uri(self.root):
             return deposit(here, digest, self.root)

@@ -50,7 +50,7 @@ class Struck:
         queries_reexecuted: as the records tell.
         budgets_held: no image has more queries than its budget.
         silence_s: the longest time without a unit ending, from the fault on.
-        wall_s: seconds from the command to its end; both commands where the client was lost.
+        wall_s: seconds from the command until it has ended and what was struck is up again.
         equal: complete, and records and table equal those of the undisturbed run in one process.
     """
 
