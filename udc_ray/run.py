@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from udc_ray import environment
 from udc_ray.attacks.query import QueryAttack
 from udc_ray.checks import CheckResult, run_checks
-from udc_ray.errors import Interrupted, UserError
+from udc_ray.errors import Interrupted, RunDirectoryError, UserError
 from udc_ray.failures import failed_records
 from udc_ray.interrupt import Drain
 from udc_ray.plan import Unit
@@ -270,8 +270,8 @@ def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: 
     """Compact, check, summarise and draw."""
     records = run.compact()
     if not records:
-        raise UserError(
-            "no unit has ended in the time that was given",
+        raise RunDirectoryError(
+            "the run has no results yet: no unit has ended in the time that was given",
             "--max-hours is shorter than one unit takes",
             f"give more, and the same command again: it goes on with {run.storage.name}",
         )
