@@ -12,7 +12,7 @@ from published_fixture import NAMES, fill, fixture
 from safetensors.torch import save_file
 
 from udc_ray.errors import DataError, SpecError, WeightsError
-from udc_ray.models import build, run_published
+from udc_ray.models import build, load, run_published
 from udc_ray.models.adapter import load_published
 from udc_ray.models.loading import load_restorer
 from udc_ray.models.padding import SizeRule
@@ -98,7 +98,7 @@ def test_a_checkpoint_becomes_a_restorer(name: str, tmp_path: Path) -> None:
     )
     wrapper = {k: {f"module.{key}": v for key, v in state.items()} for k, state in wrapper.items() if state}
     torch.save(wrapper, path)
-    restorer = load_restorer(Entry(name=name, params={"weights": str(path)}))
+    restorer = load(name, weights=path)
     side = 48 if name != "uformer_t" else 128
     x = image(side, side).float()
     with torch.no_grad():
