@@ -209,7 +209,7 @@ class Crew:
     def _feel(self, now: float) -> None:
         for seat in self.seats:
             if seat.ready and seat.pulse is None:
-                seat.pulse = seat.beside("pulse").remote()
+                seat.pulse = seat.actor.pulse.remote()
                 self._watch.asked(seat.name, now)
 
     def _retire(self, seat: Seat, now: float) -> None:

@@ -98,6 +98,8 @@ def device_of_cluster(wanted: str) -> str:
 def _gpus_now_or_later() -> bool:
     if ray.cluster_resources().get("GPU", 0) > 0:
         return True
+    if ray.util.client.ray.is_connected():  # through ray:// the head's state cannot be asked for
+        return False
     config = ray._private.state.state.get_cluster_config()  # what an autoscaler may start; None without one
     return config is not None and any(group.resources.get("GPU", 0) > 0 for group in config.node_group_configs)
 

@@ -253,7 +253,7 @@ class RayPool:
             move.piece.recalled = True
             ref = by_piece[id(move.piece)]
             if not self._flights[ref].stepped:  # what is stepped from outside has begun
-                self._recalls[seats[move.desk.name].beside("recall").remote(self._flights[ref].ticket)] = ref
+                self._recalls[seats[move.desk.name].actor.recall.remote(self._flights[ref].ticket)] = ref
 
     def _take_back(self) -> None:
         """Put back what was recalled before it began."""

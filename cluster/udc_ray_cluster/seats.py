@@ -16,6 +16,8 @@ from udc_ray_cluster.scheduling import Desk, Piece
 PULSE = "pulse"
 """Concurrency group of the heartbeat. The group that computes keeps its one thread, with the queue in front:
 with more, CUDA memory grows with every thread that computes."""
+BESIDE = ("pulse", "recall")
+"""Methods of every kind of host that are answered by it, while the host computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,6 @@ class Seat:
         """Whether it has arrived and is not gone."""
         return self.arrived is not None and self.gone_at is None
 
-    def beside(self, method: str) -> Any:
-        """A method that is answered while the host computes."""
-        return getattr(self.actor, method).options(concurrency_group=PULSE)
-
     @property
     def where(self) -> str:
         """Name and address, for people."""
@@ -138,6 +136,8 @@ class Seats:
             "max_task_retries": 0,
             "max_concurrency": 1,
         }
+        for name in BESIDE:  # marked here, as clients through ray:// cannot name a group with a call
+            ray.method(concurrency_group=PULSE)(getattr(kind.actor, name))
         self._actors = ray.remote(concurrency_groups={PULSE: 1})(kind.actor).options(**options)
 
     def ask(self, setup_ref: Any) -> Seat:

@@ -249,9 +249,11 @@ def test_nodes_that_do_not_share_the_output_are_refused(user: User, cluster: Ray
     assert not (tmp_path / "run").exists()
 
 
-def test_a_driver_on_the_head_attaches(cluster: RayCluster, reference: Path, tmp_path: Path) -> None:
-    there = User(cluster.head.host, cluster, TESTS)
-    words = ("--cluster", "--address", cluster.gcs, "--out", tmp_path / "run")
+@pytest.mark.parametrize("way", ["host:port on the head", "ray:// from outside"])
+def test_a_driver_attaches(way: str, user: User, cluster: RayCluster, reference: Path, tmp_path: Path) -> None:
+    outside = way.startswith("ray://")
+    there = User(user.host if outside else cluster.head.host, cluster, TESTS)
+    words = ("--cluster", "--address", cluster.ray_client if outside else cluster.gcs, "--out", tmp_path / "run")
     done = there.run("evaluate", *SMALL, *TWO_HOSTS, *words)
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path / "run") == rows(reference)
