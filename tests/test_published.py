@@ -204,3 +204,21 @@ def test_networks_with_global_statistics_are_not_tiled(tmp_path: Path) -> None:
     save_file(build("srudc_l").state_dict(), path)
     with pytest.raises(SpecError, match="depends on the whole image"):
         load_restorer(Entry(name="srudc_l", params={"weights": str(path), "tile": 64}))
+
+
+def test_another_psf_code_can_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file(filled("discnet").state_dict(), path)
+    code = [0.01, -0.02, 0.0, 0.03, 0.001]
+    usual, other = load("discnet", weights=path), load("discnet", weights=path, code=code)
+    x = image(16, 16).float()
+    network = filled("discnet")
+    with torch.no_grad():
+        expected = network(x, torch.tensor(code).reshape(1, 5, 1, 1))
+        torch.testing.assert_close(other(x), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(usual(x), expected)
+    with pytest.raises(SpecError, match="a PSF code of 5 numbers"):
+        load("discnet", weights=path, code=[1.0])
+    save_file(build("srudc_l").state_dict(), path)
+    with pytest.raises(SpecError, match="takes no PSF code"):
+        load("srudc_l", weights=path, code=code)

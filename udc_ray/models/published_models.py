@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
-from udc_ray.errors import WeightsError
+from udc_ray.errors import SpecError, WeightsError
 from udc_ray.models.adapter import PublishedRestorer, load_published
-from udc_ray.models.published import PUBLISHED
+from udc_ray.models.published import PUBLISHED, Published
 from udc_ray.models.zoo import ZooModel
 
 
@@ -19,6 +20,8 @@ class PublishedModel(ZooModel):
     """Edge of tiles in px for large images."""
     overlap: int = Field(default=32, ge=0)
     """Px that tiles share."""
+    code: tuple[float, ...] | None = None
+    """PCA code of the display's PSF, for networks that take one (DISCNet); the public centre code unless given."""
 
     def load(self) -> PublishedRestorer:
         """Read the weights into the network that they are of."""
@@ -30,7 +33,18 @@ class PublishedModel(ZooModel):
                 "published networks come without theirs",
                 f"add --weights PATH; its users get them from {entry.source}",
             )
-        return load_published(path, self.name, tile=self.tile, overlap=self.overlap)
+        restorer = load_published(path, self.name, tile=self.tile, overlap=self.overlap)
+        if self.code is not None:
+            restorer.entry = replace(restorer.entry, code=self._fitting(restorer.entry))
+        return restorer
+
+    def _fitting(self, entry: Published) -> tuple[float, ...]:
+        if entry.code is None or self.code is None or len(self.code) != len(entry.code):
+            wants = "takes no PSF code" if entry.code is None else f"takes a PSF code of {len(entry.code)} numbers"
+            raise SpecError(
+                f"{entry.title} {wants}", change="leave model.code out, or give what `udc-ray psf` computes"
+            )
+        return self.code
 
 
 def _model(key: str) -> type[PublishedModel]:
