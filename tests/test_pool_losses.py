@@ -168,7 +168,7 @@ def test_calls_to_a_host_out_of_reach_are_given_up(
 def test_stopping_ends_what_is_begun_and_begins_nothing(ray_session: None) -> None:
     with Run() as run:
         seen: list[Outcome] = []
-        for outcome in run.pool.map_unordered(tasks(50, seconds=0.05), stop=lambda: len(seen) >= 3):  # type: ignore[arg-type]
+        for outcome in run.pool.map_unordered(tasks(50, seconds=0.05), stop=lambda: len(seen) >= 3):  # type: ignore[arg-type]  # tasks, not units
             seen.append(outcome)
         assert 3 <= len(seen) <= 3 + 2 * 2 + 2
 

@@ -132,7 +132,7 @@ def _gradient_batch(
         result = attack.perturb(target, replace(problem, tape=tape))
         value_B = result.score_B.double()
         if attack.minimum_norm:
-            # any success outranks a failure, whose score is at most 2 (1 - SSIM)
+            # any success outranks a failure, whose score is at most 2.7 (ST-LPIPS; 1 - SSIM is at most 2)
             size_B = l2_norm(result.x_adv_BCHW - problem.x_BCHW)
             value_B = torch.where(value_B >= problem.goal_B, 3 + 1 / (1 + size_B), value_B)
         if found is None:

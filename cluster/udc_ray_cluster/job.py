@@ -60,7 +60,7 @@ def _carry_out(submission_id: str, teller: Teller) -> tuple[int, tuple[str, str,
         COMMANDS[request.command](request, submission_id, teller)
     except Interrupted as stop:
         return 128 + stop.signal_number, None
-    except Exception as error:
+    except Exception as error:  # what a user can mend is told as a message, the rest is raised again
         explained = explain(error)
         if explained is None:
             raise

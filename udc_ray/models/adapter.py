@@ -87,14 +87,30 @@ def load_published(
     found = recognise(state) if name is None else require_published(state, name, path)
     if found is None:
         raise not_recognised(path, state)
-    if found.family == "udcunet":
+    return as_restorer(found, state, path, tile=tile, overlap=overlap)
+
+
+def as_restorer(
+    found: Recognised, state: Mapping[str, Tensor], path: Place, *, tile: int | None = None, overlap: int = 32
+) -> PublishedRestorer:
+    """The restorer of a checkpoint that was read and recognised; see `load_published`."""
+    if found.family == "udcunet":  # its published configuration evaluates the running average
         state = plain_keys(read_state_dict(path, AVERAGED))
+    network, entry = load_network(found, state, path), published(found.name)
+    return PublishedRestorer(network, entry, describe(network, found, path), tile=tile, overlap=overlap)
+
+
+def load_network(found: Recognised, state: Mapping[str, Tensor], path: Place) -> nn.Module:
+    """Build the network that a state dict was recognised as, and give it its weights.
+
+    Raises:
+        WeightsError: a key or a shape that does not fit.
+    """
     with torch.device("meta"):  # sizes from a foreign file cost nothing before they fit
         require_fit(build(found.name, **found.options), state, path)
     network = build(found.name, **found.options)
     load_into(network, state, path)
-    entry = published(found.name)
-    return PublishedRestorer(network, entry, describe(network, found, path), tile=tile, overlap=overlap)
+    return network
 
 
 def describe(network: nn.Module, found: Recognised, path: Place) -> Descriptor:

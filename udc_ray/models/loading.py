@@ -41,8 +41,8 @@ def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:
     """Load a restorer and probe it once.
 
     Args:
-        entry: a name of the zoo (``default``, ``identity``, ``nafnet``), the path or URI of
-            a NAFNet's weights, or ``package.module:factory``; its parameters, ``weights`` among them.
+        entry: a name of the zoo (``default``, ``nafnet``, ``discnet``), the path or URI of weights that
+            are recognised by their keys, or ``package.module:factory``; its parameters, ``weights`` among them.
         device: where it goes.
 
     Raises:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from udc_ray.errors import WeightsError
 from udc_ray.hashing import file_sha256, module_sha256
 from udc_ray.location import Place, place
-from udc_ray.models.adapter import load_published, not_recognised
+from udc_ray.models.adapter import as_restorer, load_network, not_recognised
 from udc_ray.models.base import Descriptor, ModuleRestorer, Restorer
-from udc_ray.models.checkpoints import load_into, read_state_dict, require_fit
+from udc_ray.models.checkpoints import load_into, read_state_dict
 from udc_ray.models.nafnet import NAFNet
 from udc_ray.models.published import PUBLISHED
 from udc_ray.models.recognise import plain_keys, recognise
@@ -112,38 +109,18 @@ class DefaultModel(ZooModel):
         )
 
 
-def infer_nafnet(state: Mapping[str, Tensor], path: Place) -> NAFNet:
-    """Build the NAFNet that a state dict belongs to, its sizes read from keys and shapes."""
-    intro = state.get("intro.weight")
-    if intro is None or intro.ndim != 4:
-        raise not_recognised(path, state)
-    levels = _count(state, r"downs\.(\d+)\.")
-    encoder = [_count(state, rf"encoders\.{level}\.(\d+)\.") for level in range(levels)]
-    decoder = [_count(state, rf"decoders\.{level}\.(\d+)\.") for level in range(levels)]
-    middle = _count(state, r"middle_blks\.(\d+)\.")
-    with torch.device("meta"):  # sizes from a foreign file cost nothing, whatever they are
-        network = NAFNet(intro.shape[0], encoder, middle, decoder, intro.shape[1])
-    require_fit(network, state, path)
-    return network.to_empty(device="cpu")
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return len({found.group(1) for key in state if (found := re.match(pattern, key))})
-
-
 def load_file(path: Place) -> Restorer:
     """Load a network from its weights file alone: a NAFNet of any size, or a published one, known by its keys."""
-    state = read_state_dict(path)
-    found = recognise(plain_keys(state))
+    state = plain_keys(read_state_dict(path))
+    found = recognise(state)
     if found is None:
         by_spandrel = load_with_spandrel(path, state)
         if by_spandrel is None:
             raise not_recognised(path, state)
         return by_spandrel
     if found.family != "nafnet":
-        return load_published(path)
-    network = infer_nafnet(state, path)
-    load_into(network, state, path)
+        return as_restorer(found, state, path)
+    network = load_network(found, state, path)
     return ModuleRestorer(network, describe(network, path.stem, path, source=str(path)), channels_last=True)
 
 
