@@ -11,7 +11,10 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("pgd", "purify", "campaign", "orchestrate", "networks", "startup", "quality", "chaos")
+NAMES = (
+    *("pgd", "purify", "campaign", "slots", "tiles", "cifar", "rivals"),
+    *("orchestrate", "networks", "startup", "quality", "chaos", "kills"),
+)
 
 
 def main() -> None:
@@ -20,11 +23,16 @@ def main() -> None:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median of their ratios counts")
-    parser.add_argument("--data", type=Path, help="folder with photos/kodak24 and photos/cid22_train (quality only)")
+    parser.add_argument(
+        "--data", type=Path, help="folder of photos/kodak24 and photos/cid22_train (quality); .npz (cifar)"
+    )
     parser.add_argument("--runs", type=int, default=20, help="runs that a fault strikes (chaos only)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses faults, victims and moments (chaos only)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses faults, victims and moments (chaos, kills)")
+    parser.add_argument("--kills", type=int, default=25, help="processes that are killed (kills only)")
     parser.add_argument("--only", help="worker, node, driver, client, partition, power, head, drain (chaos only)")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many runs at the beginning (chaos only)")
+    parser.add_argument("--out", help="run directory, to go on with and to look into; else it is thrown away (cifar)")
+    parser.add_argument("--rivals-python", type=Path, help="interpreter with torchattacks and ART (rivals only)")
     arguments = parser.parse_args()
     figures = importlib.import_module(f"benchmarks.{arguments.name}").measure(arguments)
     document = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from udc_ray.attacks.base import GradientAttack, GradientTarget, Problem
 from udc_ray.attacks.objectives import get_objective
-from udc_ray.attacks.query import Machine
+from udc_ray.attacks.query import Answer, Ask, Machine, QueryProblem, Wanted
 from udc_ray.models.base import Descriptor, ModuleRestorer, Restorer
 from udc_ray.purifiers.base import Purifier, Trace
 from udc_ray.purifiers.victim import GradMode, Victim
@@ -158,6 +158,19 @@ def image_tape(image_id: str = "image0", *, seed: int = SEED, restart: int = 0) 
     return Tape(seed=seed, image_ids=(image_id,), stream="attack", restart=restart)
 
 
+def query_problem(
+    x_CHW: Tensor, tape: Tape | None = None, *, goal: float = 1.0, random: bool = False, additive: bool = True
+) -> QueryProblem:
+    """The attack on one image as whoever steps it poses it."""
+    return QueryProblem(x_CHW=x_CHW, tape=tape or image_tape(), goal=goal, random=random, additive=additive)
+
+
+Score = Callable[[Tensor], Sequence[float]]
+"""Scores of candidates N x C x H x W."""
+Judge = Callable[[Ask], Sequence[Answer]]
+"""Answers what a machine asks."""
+
+
 def score_against(model: Restorer, reference_CHW: Tensor, objective: str = "mse") -> Callable[[Tensor], list[float]]:
     """A score function of candidates N x C x H x W, one candidate a forward pass."""
     chosen = get_objective(objective)
@@ -169,11 +182,46 @@ def score_against(model: Restorer, reference_CHW: Tensor, objective: str = "mse"
     return score
 
 
-def run_machine(machine: Machine, score: Callable[[Tensor], list[float]], at_most: int | None = None) -> int:
-    """Drive a machine until it is done, or for `at_most` more candidates; returns how many were scored."""
-    scored = 0
-    while not machine.done and (at_most is None or scored < at_most):
-        candidates = machine.ask()
-        machine.tell(score(candidates))
-        scored += len(candidates)
-    return scored
+def judge_by(score: Score) -> Judge:
+    """Answer with scores, whatever was wanted."""
+    return lambda ask: list(score(ask.x_KCHW))
+
+
+def judge_against(model: Restorer, reference_CHW: Tensor, goal: float = 1.0, clean_CHW: Tensor | None = None) -> Judge:
+    """Answer what is wanted by the mean squared error, one candidate a forward pass; tiles are summed one by one.
+
+    Args:
+        model: restores the candidates.
+        reference_CHW: what its output is compared with.
+        goal: score from which on an event has happened.
+        clean_CHW: the output on the untouched image, for tile sums against it.
+    """
+
+    def answer(x_CHW: Tensor, wanted: Wanted) -> Answer:
+        with torch.no_grad():
+            output = model(x_CHW[None])[0].clamp(0, 1)
+        against = clean_CHW if wanted.against == "clean" and clean_CHW is not None else reference_CHW
+        squares = (output.double() - against.double()).square().numpy()
+        if wanted.kind == "tile-sums":
+            return tiled(squares, wanted.tile)
+        score = float(squares.mean())
+        return float(score >= goal) if wanted.kind == "event" else score
+
+    return lambda ask: [answer(x, ask.wanted) for x in ask.x_KCHW]
+
+
+def tiled(values_CHW: np.ndarray, tile: int) -> np.ndarray:
+    """Sums over channels and tiles, tile by tile."""
+    _, height, width = values_CHW.shape
+    tops, lefts = range(0, height, tile), range(0, width, tile)
+    return np.array([[values_CHW[:, r : r + tile, c : c + tile].sum() for c in lefts] for r in tops])
+
+
+def run_machine(machine: Machine, judge: Judge, at_most: int | None = None) -> int:
+    """Drive a machine until it is done, or for `at_most` more candidates; returns how many were judged."""
+    judged = 0
+    while not machine.done and (at_most is None or judged < at_most):
+        ask = machine.ask()
+        machine.tell(judge(ask))
+        judged += len(ask.x_KCHW)
+    return judged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import threading
@@ -20,7 +21,12 @@ from udc_ray_cluster.seats import Arrival, Tickets, arrival
 
 @dataclass(frozen=True)
 class Task:
-    """What a host is to do; `once` names a file that a deadly or hanging task makes, and then is harmless."""
+    """What a host or its stepper is to do; tasks whose name begins with ``stepped`` go by way of the stepper.
+
+    A host may ``die``, ``hang`` or ``fail``, a stepper may ``end`` (its process) or be ``patient``: then it
+    waits for so many seconds, or for a halt, before it goes to the host. `once` names a file that a deadly
+    or hanging task makes, and then is harmless.
+    """
 
     name: str
     victim: int = 0
@@ -29,6 +35,7 @@ class Task:
     manner: str = ""
     once: str = ""
     payload: int = 0
+    load: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Done:
-    """What a host sends back."""
+    """What a host sends back; a stepper puts its own process, how it was halted, and how many units it held."""
 
     name: str
     host: str
     pid: int
     payload: bytes
+    ending: str | None = None
+    together: int = 0
 
 
 def node_of(name: str) -> str:
@@ -87,10 +96,8 @@ class Simulated:
         return {"pid": os.getpid(), "kept": self.kept}
 
     def _behave(self, task: Task) -> None:
-        if task.once:
-            if Path(task.once).exists():
-                return
-            Path(task.once).touch()
+        if not is_due(task, "die", "hang", "fail"):
+            return
         if task.manner == "die":
             os._exit(1)
         if task.manner == "hang":
@@ -99,20 +106,55 @@ class Simulated:
             raise ArithmeticError(f"{task.name} cannot be done\nand here is why")
 
 
-def step(setup: Setup, task: Task, host: Any) -> Any:
-    """A task beside the host; it says where it ran by its own process."""
-    try:
-        done: Done = ray.get(host.run.remote(task, 0))
-    except ray.exceptions.RayActorError as error:
-        return Lost(reason=str(error), asked=7, host=True)
-    return replace(done, pid=os.getpid())
+def is_due(task: Task, *manners: str) -> bool:
+    """Whether a task misbehaves in one of these manners now."""
+    if task.manner not in manners:
+        return False
+    if task.once:
+        if Path(task.once).exists():
+            return False
+        Path(task.once).touch()
+    return True
+
+
+class SimulatedStepper:
+    """The actor beside a host; it holds many tasks at once."""
+
+    def __init__(self, setup: Setup, host: Any) -> None:
+        self.host, self.ending = host, None
+        self.under_way: list[str] = []
+
+    async def step(self, task: Task) -> Done | Lost:
+        self.under_way.append(task.name)
+        together = len(self.under_way)
+        try:
+            if is_due(task, "end"):
+                await asyncio.sleep(task.seconds)
+                os._exit(1)
+            until = time.monotonic() + task.seconds
+            while task.manner == "patient" and time.monotonic() < until and self.ending is None:
+                together = max(together, len(self.under_way))
+                await asyncio.sleep(0.01)
+            done: Done = await self.host.run.remote(replace(task, seconds=0.0), 0)
+        except ray.exceptions.RayActorError as error:
+            return Lost(reason=str(error), asked=7, host=True, told=True)
+        finally:
+            self.under_way.remove(task.name)
+        return replace(done, pid=os.getpid(), ending=self.ending, together=together)
+
+    async def halt(self, ending: Any) -> None:
+        self.ending = ending
+
+    async def snapshot(self) -> list[str]:
+        return list(self.under_way)
 
 
 KIND = Kind(
     actor=Simulated,
-    step=step,
+    stepper=SimulatedStepper,
     is_stepped=lambda setup, task: task.name.startswith("stepped"),
     cost=lambda setup, task: task.cost,
+    load=lambda setup, task: task.load,
     victim=lambda task: task.victim,
     keep=lambda task: frozenset({task.victim}),
 )

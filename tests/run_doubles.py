@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from udc_ray.attacks.oracle import Row, ScoreRequest, pack
 from udc_ray.config import Overrides, build_spec
 from udc_ray.errors import Interrupted
 from udc_ray.host import Host
+from udc_ray.in_process import InProcessPool
 from udc_ray.models.base import Restorer
 from udc_ray.plan import Unit
-from udc_ray.pool import InProcessPool, Outcome, Stop, never
+from udc_ray.pool import Keep, Outcome, Stop, keep_nothing, never
 from udc_ray.prepare import Prepared, prepare
 from udc_ray.records import VOLATILE, Record
+from udc_ray.results import UnitResult
 
 
 def small_run(
@@ -38,10 +41,25 @@ def all_units(prepared: Prepared, chunk: int = 4) -> list[Unit]:
     return list(prepared.setup.plan.units(prepared.setup.dataset.image_ids, chunk))
 
 
+def results_of(host: Host, units: Iterable[Unit]) -> list[UnitResult]:
+    """What units give on a host of this process, gradient and query units alike; the first failure is raised."""
+    outcomes = list(InProcessPool(host).map_unordered(units))
+    failures = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if failures:
+        raise AssertionError(failures[0])
+    return [outcome.result for outcome in outcomes if outcome.result is not None]
+
+
 def run_all(host: Host, prepared: Prepared, chunk: int = 4) -> list[Record]:
     """Records of all units, sorted by key."""
-    records = [record for unit in all_units(prepared, chunk) for record in host.run(unit).records]
+    records = [record for result in results_of(host, all_units(prepared, chunk)) for record in result.records]
     return sorted(records, key=lambda r: r.key)
+
+
+def score_request(image_ids: Sequence[str], x_NCHW: Tensor, victim: int = 0, **row: Any) -> ScoreRequest:
+    """A request of one candidate for each image."""
+    rows = tuple(Row(**{"image_id": image_id} | row) for image_id in image_ids)
+    return ScoreRequest(victim=victim, rows=rows, packed=pack(x_NCHW))
 
 
 def stable(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -91,8 +109,8 @@ class StoppedPool(InProcessPool):
         super().__init__(host)
         self.stop_after, self.done, self.closed = stop_after, 0, False
 
-    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
-        for outcome in super().map_unordered(units, stop):
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never, keep: Keep = keep_nothing) -> Iterator[Outcome]:
+        for outcome in super().map_unordered(units, stop, keep):
             if self.done == self.stop_after:
                 raise Interrupted(2)
             self.done += 1

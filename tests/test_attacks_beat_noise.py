@@ -10,14 +10,16 @@ from run_doubles import Notes
 from udc_ray.attacks.registry import ATTACKS
 from udc_ray.config import Overrides, build_spec
 from udc_ray.host import Host
+from udc_ray.in_process import InProcessPool
 from udc_ray.metrics.statistics import bootstrap_mean, group_cells
-from udc_ray.pool import InProcessPool
 from udc_ray.prepare import prepare
 from udc_ray.records import Record
 from udc_ray.run import Settings, execute
 from udc_ray.rundir import RunDirectory
 
-REPORTED_ONLY = {"noise", "simba"}
+REPORTED_ONLY = {"noise", "simba", "clean-repeat"}
+CLOSEST = {name for name in ATTACKS if ATTACKS.get(name).minimum_norm and ATTACKS.get(name).kind == "query"}
+"""They end at the least that is a success, not at the most damage."""
 
 
 def margins(records: list[Record]) -> list[float]:
@@ -41,7 +43,7 @@ def test_gradient_attacks_beat_noise(attack: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", sorted(set(ATTACKS) - REPORTED_ONLY))
+@pytest.mark.parametrize("attack", sorted(set(ATTACKS) - REPORTED_ONLY - CLOSEST))
 def test_every_attack_beats_noise_at_its_defaults(attack: str, tmp_path: Path) -> None:
     found = margins(run(attack, tmp_path / "run"))
     estimate = bootstrap_mean(found, 0)

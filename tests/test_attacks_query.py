@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from doubles import Blur, Conv, Scale, image_tape, images, restorer, run_machine, score_against
+from doubles import Blur, Conv, Scale, image_tape, images, judge_by, query_problem, restorer, run_machine, score_against
 from scipy.fft import idctn
 from torch import Tensor
 
 from udc_ray.attacks.noise import draw_noise
+from udc_ray.attacks.query import Machine
 from udc_ray.attacks.simba import SimBA, SimBAMachine
 from udc_ray.attacks.square import Square, bump, bumps
 from udc_ray.attacks.threat import l2_norm
@@ -17,9 +18,9 @@ from udc_ray.attacks.threat import l2_norm
 GREY = torch.full((3, 16, 16), 0.5)
 
 
-def run(attack: Square | SimBA, x: Tensor = GREY, score: object = None) -> tuple[list[Tensor], object]:
+def run(attack: Square | SimBA, x: Tensor = GREY, score: object = None) -> tuple[list[Tensor], Machine]:
     """All candidates of a run, and the machine."""
-    machine = attack.start(x, image_tape(), 1.0)
+    machine = attack.start(query_problem(x))
     seen: list[Tensor] = []
     model = score_against(restorer(Conv()), Blur()(x[None])[0])
 
@@ -27,7 +28,7 @@ def run(attack: Square | SimBA, x: Tensor = GREY, score: object = None) -> tuple
         seen.append(batch[0].clone())
         return model(batch) if score is None else [float(score(len(seen)))]  # type: ignore[operator]  # a function
 
-    run_machine(machine, answer)
+    run_machine(machine, judge_by(answer))
     return seen, machine
 
 
@@ -39,7 +40,7 @@ def test_square_starts_from_stripes_and_signs() -> None:
     assert stripes.std(dim=1).max() < 1e-6 < stripes.std(dim=2).min() and signs.std(dim=1).min() > 0.01
     for winner in (1, 2):
         seen, machine = run(Square(budget=2), score=lambda n, w=winner: n == w)
-        assert machine.best()[0].equal(seen[winner - 1])  # type: ignore[attr-defined]  # a machine
+        assert machine.best()[0].equal(seen[winner - 1])
 
 
 def test_square_changes_one_window_of_one_sign_a_channel() -> None:
@@ -93,8 +94,8 @@ def test_square_does_more_than_noise(norm: str) -> None:
     eps = 8 / 255 if norm == "linf" else 0.5
     attack = Square(norm=norm, eps=eps, budget=200)
     score = score_against(restorer(), Blur()(x[None])[0])
-    machine = attack.start(x, image_tape(), 1.0)
-    run_machine(machine, score)
+    machine = attack.start(query_problem(x))
+    run_machine(machine, judge_by(score))
     noise = [score(draw_noise(x[None], attack.threat, image_tape(seed=s).generators("noise")))[0] for s in range(20)]
     assert machine.best()[1] > max(noise)
     assert machine.curve[-1][0] > 50
@@ -157,8 +158,8 @@ def test_simba_finds_the_optimum_of_a_separable_problem() -> None:
     x = torch.from_numpy(rng.uniform(0.3, 0.7, (1, 4, 4)).astype(np.float32))
     truth = x + torch.from_numpy(rng.choice([-0.1, 0.1], (1, 4, 4)).astype(np.float32))
     attack = SimBA(basis="pixel", eps=0.05, budget=200)
-    machine = attack.start(x, image_tape(), 1.0)
-    run_machine(machine, score_against(restorer(Scale()), truth))
+    machine = attack.start(query_problem(x))
+    run_machine(machine, judge_by(score_against(restorer(Scale()), truth)))
     best, score = machine.best()
     assert machine.stop_reason == "converged" and score == pytest.approx(0.15**2, rel=1e-5)
     assert torch.allclose(best - x, -0.05 * (truth - x).sign(), atol=1e-6)

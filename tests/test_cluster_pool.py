@@ -12,23 +12,27 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 from run_doubles import Notes
 
 from udc_ray.config import Overrides, build_spec
 from udc_ray.data.open import open_dataset
 from udc_ray.errors import UserError
 from udc_ray.host import Host
-from udc_ray.pool import InProcessPool, Outcome
+from udc_ray.in_process import InProcessPool
+from udc_ray.pool import Outcome
 from udc_ray.prepare import Prepared, prepare
 from udc_ray.records import VOLATILE
 from udc_ray.run import Settings, execute
+from udc_ray.rundir import RunDirectory
+from udc_ray.setup import HostSetup
 from udc_ray.spec import Entry
 from udc_ray_cluster.placement import Placement
 from udc_ray_cluster.pool import RayPool
 from udc_ray_cluster.session import session
 
 ATTACKS = ("noise", "fgsm", "pgd:steps=3,restarts=2", "square:budget=25", "simba:budget=15")
-DEFENSES = ("none", "jpeg", "gaussian-noise:samples=2")
+DEFENSES = ("none", "jpeg:grad_mode=[blind, full]", "gaussian-noise:samples=2")
 DEADLY, STUCK = "doubles_deadly:make", "doubles_deadly:make_stuck"
 
 
@@ -112,6 +116,52 @@ def test_a_killed_host_changes_no_number(
     rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
     assert any(row["retries"] for row in rows)
     assert len(pool.seats) == 2
+
+
+def test_a_killed_stepper_changes_no_number_and_costs_no_host(
+    prepared: Prepared, ray_session: None, reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    listener, killed = Watching(), list[str]()
+
+    def kill_a_stepper(pool: RayPool, outcome: Outcome) -> None:
+        for seat in pool.seats:
+            if not killed and seat.stepper is not None and len(seat.desk.held) > 1:
+                killed.append(seat.name)
+                ray.kill(seat.stepper)
+
+    pool = run_on_ray(prepared, tmp_path / "run", 1, listener, kill_a_stepper)
+    assert killed == ["host-0"] == [seat.name for seat in pool.seats]
+    assert any(o.retries for o in listener.outcomes)
+    assert table(tmp_path / "run") == reference
+
+
+def queries_only(*sets: str) -> Prepared:
+    attacks, defenses = ("square:budget=14,restarts=2", "simba:budget=14"), ("none", "gaussian-noise:grad_mode=[full]")
+    cheap = ("data.size=32", "run.micro_batch=2", "run.save=none", "perceptual=none")
+    return prepare(build_spec(flags=Overrides(attacks=attacks, defenses=defenses, limit=2), sets=(*cheap, *sets)))
+
+
+def in_process(setup: HostSetup) -> InProcessPool:
+    return InProcessPool(Host(setup))
+
+
+def kept(run: Path) -> tuple[Any, ...]:
+    return table(run), RunDirectory.read(str(run)).curves()
+
+
+def test_an_account_ends_a_run_as_it_does_in_process_and_a_larger_one_goes_on(
+    ray_session: None, tmp_path: Path
+) -> None:
+    """What is continued on hosts comes from the states that they find on the disk of the run."""
+    bounded, whole = queries_only("run.max_queries=61", "run.chunk=1"), queries_only()
+    for made, out in ((bounded, "bounded"), (whole, "whole")):
+        execute(made, in_process, Watching(), Settings(out=str(tmp_path / out)))
+    run_on_ray(bounded, tmp_path / "run", 1, Watching())
+    assert kept(tmp_path / "run") == kept(tmp_path / "bounded")
+    triples = {(row["cell"], row["image_id"], row["restart"]): row["queries"] for row in table(tmp_path / "run")}
+    assert sum(triples.values()) == 61
+    run_on_ray(whole, tmp_path / "run", 1, Watching())
+    assert kept(tmp_path / "run") == kept(tmp_path / "whole")
 
 
 def test_only_loopback_is_listened_on(ray_session: None, tmp_path: Path) -> None:

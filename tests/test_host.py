@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from doubles import Counting
-from run_doubles import Wrapped, all_units, make_host, run_all, small_device, small_run, stable
+from doubles import Counting, tiled
+from run_doubles import (
+    Wrapped,
+    all_units,
+    make_host,
+    results_of,
+    run_all,
+    score_request,
+    small_device,
+    small_run,
+    stable,
+)
 
-from udc_ray.attacks.oracle import ScoreRequest
+from udc_ray.attacks.oracle import Row, ScoreRequest, pack
+from udc_ray.attacks.query import EVENT, Wanted
 from udc_ray.errors import DeviceMemoryError, SpecError
+from udc_ray.in_process import InProcessPool
 from udc_ray.prepare import Prepared
 
 
@@ -27,14 +42,15 @@ def test_chunk_order_and_companions_change_nothing(prepared: Prepared) -> None:
     assert len(reference) == 3 * (2 + 4 + 4 + 1 + 2)
     assert stable(run_all(make_host(prepared), prepared, chunk=1)) == reference
     host = make_host(prepared)
-    backwards = [record for unit in reversed(all_units(prepared, 2)) for record in host.run(unit).records]
+    results = results_of(host, reversed(all_units(prepared, 2)))
+    backwards = [record for result in results for record in result.records]
     assert stable(backwards) == reference
 
 
 def test_images_do_not_depend_on_the_chunk(prepared: Prepared) -> None:
     def kept(chunk: int) -> dict[tuple[str, str, int], bytes]:
         host = make_host(prepared)
-        images = [image for unit in all_units(prepared, chunk) for image in host.run(unit).images]
+        images = [image for result in results_of(host, all_units(prepared, chunk)) for image in result.images]
         return {(i.cell, i.image_id, i.restart): i.x_adv.tobytes() for i in images}
 
     assert kept(1) == kept(2)
@@ -43,8 +59,7 @@ def test_images_do_not_depend_on_the_chunk(prepared: Prepared) -> None:
 def test_every_forward_pass_has_the_same_slots(prepared: Prepared) -> None:
     sizes: set[int] = set()
     host = make_host(prepared, Wrapped(prepared.restorer, lambda x: sizes.add(len(x))), micro_batch=4)
-    for unit in all_units(prepared, 2):
-        host.run(unit)
+    results_of(host, all_units(prepared, 2))
     assert sizes == {4}
 
 
@@ -53,11 +68,45 @@ def test_score_is_the_objective_of_the_victim(prepared: Prepared) -> None:
     ids = prepared.setup.dataset.image_ids
     samples = [host.sample(i) for i in (ids[2], ids[0], ids[2])]
     x = torch.stack([(s.degraded + 0.05 * n).clamp(0, 1) for n, s in enumerate(samples)])
-    request = ScoreRequest(victim=0, objective="mse", image_ids=tuple(s.image_id for s in samples), x_NCHW=x)
     with torch.no_grad():
         outputs = [prepared.restorer(row[None])[0].clamp(0, 1) for row in x]
-    expected = [float((o - s.truth).double().square().mean()) for o, s in zip(outputs, samples, strict=True)]
-    assert host.score(request) == pytest.approx(expected, rel=1e-5)
+    truths = [s.truth for s in samples if s.truth is not None]
+    expected = [float((o - t).double().square().mean()) for o, t in zip(outputs, truths, strict=True)]
+    answers = host.score(score_request([s.image_id for s in samples], x))
+    assert answers == pytest.approx(expected, rel=1e-5)
+    for goal, happened in ((expected[1] * 0.999, 1.0), (expected[1] * 1.001, 0.0)):
+        assert host.score(score_request([ids[0]], x[1:2], wanted=EVENT, goal=goal)) == [happened]
+
+
+def test_tile_sums_are_taken_against_the_truth_or_the_clean_output(prepared: Prepared) -> None:
+    host = make_host(prepared)
+    sample = host.sample(prepared.setup.dataset.image_ids[1])
+    assert sample.truth is not None
+    x = (sample.degraded + 0.05).clamp(0, 1)
+    with torch.no_grad():
+        attacked, clean = (prepared.restorer(image[None])[0].clamp(0, 1).double() for image in (x, sample.degraded))
+    for kind, reference in (("reference", sample.truth), ("clean", clean)):
+        wanted = Wanted(kind="tile-sums", tile=20, against=kind)  # type: ignore[arg-type]  # one of the two
+        (sums,) = host.score(score_request([sample.image_id], x[None], wanted=wanted))
+        assert np.allclose(sums, tiled((attacked - reference.double()).square().numpy(), 20), rtol=1e-5)
+        assert np.shape(sums) == (3, 3)
+
+
+def test_a_random_victim_draws_anew_for_every_query_and_the_same_for_the_same() -> None:
+    prepared = small_run(attacks=("square:budget=2",), defenses=("gaussian-noise:sigma=20,grad_mode=[full]",))
+    ids = prepared.setup.dataset.image_ids
+    host = make_host(prepared)
+    x = torch.stack([host.sample(ids[0]).degraded] * 4)
+
+    def scores(**row: Any) -> list[float]:
+        return [float(a) for a in host.score(score_request([ids[0]], x[:1], **row))]
+
+    draws = {(restart, step): scores(restart=restart, step=step)[0] for restart in range(2) for step in range(4)}
+    assert len(set(draws.values())) == 8
+    rows = [Row(image_id=ids[0], restart=r, step=s) for r, s in ((1, 3), (0, 0), (0, 2), (1, 0))]
+    again = make_host(prepared).score(ScoreRequest(victim=0, rows=tuple(rows), packed=pack(x)))
+    assert again == [draws[row.restart, row.step] for row in rows], "companions or the host's past change a draw"
+    assert scores(step=1, cell="another cell", wanted=EVENT, goal=draws[0, 1]) == [1.0]
 
 
 def test_goal_is_three_decibels_below_clean(prepared: Prepared) -> None:
@@ -91,19 +140,22 @@ def test_restorer_calls_are_counted_honestly() -> None:
 @pytest.mark.parametrize("attack", ["pgd:steps=1", "square:budget=3", "noise"])
 def test_out_of_memory_names_what_fits(attack: str) -> None:
     prepared = small_run(attacks=(attack,))
-    host = make_host(prepared, small_device(prepared.restorer, 2), micro_batch=4)
-    with pytest.raises(DeviceMemoryError, match=r"at micro_batch 4; micro_batch 2 fits: give --set run.micro_batch=2"):
-        host.run(all_units(prepared)[0])
-    assert make_host(prepared, small_device(prepared.restorer, 2), micro_batch=2).run(all_units(prepared)[0]).records
+    (unit,) = all_units(prepared)
+    (failed,) = InProcessPool(make_host(prepared, small_device(prepared.restorer, 2), micro_batch=4)).map_unordered(
+        [unit]
+    )
+    advice = r"DeviceMemoryError: .* at micro_batch 4; micro_batch 2 fits: give --set run.micro_batch=2"
+    assert failed.result is None and re.match(advice, failed.error or "")
+    (result,) = results_of(make_host(prepared, small_device(prepared.restorer, 2), micro_batch=2), [unit])
+    assert result.records
 
 
 def test_out_of_memory_while_scoring() -> None:
     prepared = small_run()
     host = make_host(prepared, small_device(prepared.restorer, 2), micro_batch=4)
     image_id = prepared.setup.dataset.image_ids[0]
-    x = host.sample(image_id).degraded[None]
     with pytest.raises(DeviceMemoryError, match="scoring at micro_batch 4; micro_batch 2 fits"):
-        host.score(ScoreRequest(victim=0, objective="mse", image_ids=(image_id,), x_NCHW=x))
+        host.score(score_request([image_id], host.sample(image_id).degraded[None]))
 
 
 def test_out_of_memory_in_the_probe_is_for_the_user_to_mend() -> None:

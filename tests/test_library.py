@@ -16,6 +16,8 @@ from torch import Tensor
 import udc_ray
 from udc_ray import library
 from udc_ray.attacks.base import AttackResult, GradientAttack, GradientTarget, Problem
+from udc_ray.attacks.machine import QueryMachine
+from udc_ray.attacks.query import Ask, QueryAttack, QueryProblem
 from udc_ray.attacks.threat import l2_norm
 from udc_ray.data.base import Sample
 from udc_ray.errors import DataError, SpecError
@@ -102,6 +104,43 @@ def test_the_best_of_all_restarts_is_kept(photos: list[Sample]) -> None:
     assert len(scores) == 8 and len(set(scores.argmax(dim=0).tolist())) > 1, "one restart is best everywhere"
     for b, best in enumerate(scores.argmax(dim=0).tolist()):
         assert torch.equal(attacked[b].degraded, Drawn.found[best].x_adv_BCHW[b])
+
+
+class Tried(QueryAttack):
+    """Three random images a restart."""
+
+    name: ClassVar[str] = "tried"
+    budget: int = 3
+    asked: ClassVar[dict[tuple[str, int], list[Tensor]]] = {}
+
+    def start(self, problem: QueryProblem) -> QueryMachine:
+        return TriedMachine(self, problem)
+
+
+class TriedMachine(QueryMachine):
+    def propose(self) -> Ask:
+        noise = torch.from_numpy(self.generator(self.asked).random(self.x_CHW.shape)).float() * 2 - 1
+        candidate = self.project(self.x_CHW + 4 / 255 * noise.sign())
+        Tried.asked.setdefault((self.tape.image_ids[0], self.tape.restart), []).append(candidate)
+        return Ask(x_KCHW=candidate[None])
+
+
+def test_the_best_of_all_queries_of_all_restarts_is_kept(photos: list[Sample]) -> None:
+    library.ATTACKS.register("tried-for-a-test", f"{__name__}:Tried")
+    try:
+        Tried.asked.clear()
+        attacked = udc_ray.perturb(restorer(), photos, "tried-for-a-test", restarts=3)
+    finally:
+        del library.ATTACKS._targets["tried-for-a-test"]
+    assert [len(asked) for asked in Tried.asked.values()] == [3] * 3 * len(photos)
+    winners = set()
+    for before, after in zip(photos, attacked, strict=True):
+        tries = {(r, n): x for r in range(3) for n, x in enumerate(Tried.asked[before.image_id, r])}
+        damage = {key: -udc_ray.measure(restorer(), [replace(before, degraded=x)]) for key, x in tries.items()}
+        best = max(damage, key=lambda key: damage[key])
+        assert torch.equal(after.degraded, tries[best])
+        winners.add(best)
+    assert len(winners) > 1, "one query is best everywhere"
 
 
 def test_minimum_norm_attack_reaches_three_decibels(photos: list[Sample]) -> None:

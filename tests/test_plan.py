@@ -52,6 +52,25 @@ def test_the_modes_of_an_attack_are_intersected_with_those_of_the_defence() -> N
     assert labels(["blind"]) == {"pgd linf 8/255 | jpeg blind"}
 
 
+def test_a_query_attack_meets_a_purifier_as_a_whole_and_others_do_not() -> None:
+    made = plan(["square", "pgd", "noise"], ["none", {"name": "jpeg", "grad_mode": ["full", "blind", "bpda"]}])
+    assert {c.label for c in made.cells} == {
+        "square linf 8/255 | none", "square linf 8/255 | jpeg blind", "square linf 8/255 | jpeg full",
+        "pgd linf 8/255 | none", "pgd linf 8/255 | jpeg blind", "pgd linf 8/255 | jpeg bpda",
+        "noise linf 8/255 | none", "noise linf 8/255 | jpeg blind",
+    }  # fmt: skip
+    whole = [u for u in made.units(IMAGES[:1], 1) if u.victim == 1 and u.grad_mode == "full"]
+    assert [[c.label for c in u.cells] for u in whole] == [["square linf 8/255 | jpeg full"]]
+
+
+def test_the_cell_that_is_attacked_is_the_one_that_is_not_blind() -> None:
+    made = plan(["pgd", {"name": "square", "grad_mode": ["blind"]}], ["jpeg", "median", "none"])
+    crafts = {made.attacks[u.attack].name: u for u in made.units(IMAGES[:2], 2)}
+    labels = {c.id: c.label for c in made.cells}
+    assert labels[crafts["pgd"].craft_cell] == "pgd linf 8/255 | none"
+    assert labels[crafts["square"].craft_cell] == "square linf 8/255 | jpeg blind", "the first one where all are blind"
+
+
 def test_a_defence_without_modes_is_blind_and_the_undefended_model_always_takes_part() -> None:
     assert {c.grad_mode for c in plan(["pgd"], ["jpeg"]).cells} == {"blind", "full"}
 

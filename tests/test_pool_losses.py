@@ -132,8 +132,8 @@ def test_a_host_that_never_comes_up_does_not_hold_up_the_run(
 ) -> None:
     monkeypatch.setattr(crew_module, "LONELY_SECONDS", 0.5)
     with Run(Placement(least=1, most=1, num_gpus=1)) as run:
-        turns = iter([False] * 6)
-        assert run.outcomes(tasks(1), stop=lambda: next(turns, True)) == []
+        turns = iter([None] * 6)
+        assert run.outcomes(tasks(1), stop=lambda: next(turns, "finish")) == []
     assert any("no free GPU; waiting" in note for note in run.notes)
     with Run(Placement(least=1, most=2, num_cpus=2)) as run:
         assert len(run.outcomes(tasks(40, seconds=0.02))) == 40  # the second one has no room on two CPUs
@@ -168,7 +168,10 @@ def test_calls_to_a_host_out_of_reach_are_given_up(
 def test_stopping_ends_what_is_begun_and_begins_nothing(ray_session: None) -> None:
     with Run() as run:
         seen: list[Outcome] = []
-        for outcome in run.pool.map_unordered(tasks(50, seconds=0.05), stop=lambda: len(seen) >= 3):  # type: ignore[arg-type]  # tasks, not units
+        for outcome in run.pool.map_unordered(
+            tasks(50, seconds=0.05),  # type: ignore[arg-type]  # tasks stand for units
+            stop=lambda: "finish" if len(seen) >= 3 else None,
+        ):
             seen.append(outcome)
         assert 3 <= len(seen) <= 3 + 2 * 2 + 2
 

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from udc_ray.attacks.noise import control_noise, draw_noise, scaled_noise
 from udc_ray.attacks.projections import random_point, steepest, unit_l2
-from udc_ray.attacks.threat import Depth, Norm, Threat, l2_norm, linf_norm, to_8bit
+from udc_ray.attacks.threat import Depth, Norm, Threat, l2_norm, linf_norm, to_grid
 from udc_ray.errors import SpecError
 from udc_ray.tape import Tape
 
@@ -49,7 +49,7 @@ def test_a_projection_is_inside_and_stays(
 def test_eight_bits_round_towards_a_clean_image_on_the_grid(clean: np.ndarray, wild: np.ndarray) -> None:
     x = torch.from_numpy(clean.astype(np.float32) / np.float32(255))
     candidate = torch.from_numpy(wild).clamp(0, 1)
-    stored = to_8bit(candidate, x)
+    stored = to_grid(candidate, x)
     levels = stored.double() * 255
     assert (levels - levels.round()).abs().max() < 1e-4
     assert bool(((stored - x).abs() <= (candidate - x).abs() + 1e-6).all())
@@ -59,7 +59,7 @@ def test_eight_bits_round_towards_a_clean_image_on_the_grid(clean: np.ndarray, w
 def test_a_pixel_off_the_grid_is_not_pushed_past_its_clean_value() -> None:
     clean = torch.tensor([10.3, 10.3, 10.3]).div(255).reshape(1, 1, 1, 3)
     candidate = torch.tensor([10.5, 12.6, 10.1]).div(255).reshape(1, 1, 1, 3)
-    assert (to_8bit(candidate, clean) * 255).flatten().tolist() == pytest.approx([10.3, 12.0, 10.3], abs=1e-4)
+    assert (to_grid(candidate, clean) * 255).flatten().tolist() == pytest.approx([10.3, 12.0, 10.3], abs=1e-4)
 
 
 def test_the_l2_projection_without_box_is_the_nearest_point() -> None:

@@ -6,9 +6,8 @@ import time
 import pytest
 import torch
 from doubles import Conv
-from run_doubles import all_units, make_host, small_run
+from run_doubles import all_units, make_host, results_of, score_request, small_run
 
-from udc_ray.attacks.oracle import ScoreRequest
 from udc_ray.meter import Meter, Pulse, count_networks
 from udc_ray_cluster.watch import Watch
 
@@ -105,12 +104,11 @@ def test_a_hosts_forward_passes_and_useful_slots_are_counted() -> None:
     host = make_host(prepared)
     before = host.meter.read()
     assert (before.steps, before.useful) == (0, 0.0)
-    for unit in all_units(prepared, 3):  # three images in four slots
-        host.run(unit)
+    results_of(host, all_units(prepared, 3))  # three images in four slots
     pulse = host.meter.read()
     assert pulse.steps > 0 and pulse.slots == 4 * pulse.steps
     assert pulse.useful == pytest.approx(0.75 * pulse.slots)
-    assert pulse.calls == len(all_units(prepared, 3))
+    assert pulse.calls == 1 + 5 + 1, "a unit of gradients, five scores, and the records of the queries"
 
 
 def test_a_request_counts_its_own_share() -> None:
@@ -120,7 +118,7 @@ def test_a_request_counts_its_own_share() -> None:
     host.sample(image_id), host.reference(0, image_id, "truth")
     x = host.sample(image_id).degraded[None]
     before = host.meter.read()
-    host.score(ScoreRequest(victim=0, objective="mse", image_ids=(image_id,), x_NCHW=x))
+    host.score(score_request([image_id], x))
     after = host.meter.read()
     assert (after.slots - before.slots, after.useful - before.useful) == (4, 1.0)
 

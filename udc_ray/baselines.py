@@ -49,7 +49,7 @@ class Baselines:
         references: Sequence[Tensor],
         control: Control,
     ) -> list[float]:
-        """PSNR under random noise of the given size, per image."""
+        """Quality under random noise of the given size, per image: PSNR in dB, or the task's score."""
 
         def compute(todo: list[int]) -> list[float]:
             part = Control(norm=control.norm, sizes=tuple(control.sizes[n] for n in todo))

@@ -62,6 +62,7 @@ def build_spec(
     preset: str | None = None,
     flags: Overrides | None = None,
     sets: tuple[str, ...] = (),
+    base: str | None = None,
 ) -> RunSpec:
     """Lay the sources over one another and validate the result.
 
@@ -70,13 +71,15 @@ def build_spec(
         preset: name of a shipped preset that replaces keys of the default one.
         flags: what the command line says.
         sets: ``key=value`` with a dotted key and a YAML value, such as ``run.threads=2``.
+        base: a shipped preset that stands between the default one and `preset`; the command's own.
 
     Raises:
         SpecError: anything that cannot be read or used.
     """
     values = _read_preset(DEFAULT_PRESET)
-    if preset is not None:
-        values = _overlay(values, _read_preset(preset))
+    for name in (base, preset):
+        if name is not None:
+            values = _overlay(values, _read_preset(name))
     given: Values = {}
     if spec_file is not None:
         given = _read_file(Path(spec_file))

@@ -28,3 +28,5 @@ class Crafted:
     stop_reason: str
     seconds: float
     curve: list[tuple[int, float]] = field(default_factory=list)
+    allowed: int | None = None
+    """Queries that it was allowed where that was less than the attack's budget."""

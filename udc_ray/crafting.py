@@ -1,4 +1,4 @@
-"""Making attacked images: by gradients whole on a host, by queries wherever there is a CPU."""
+"""Making attacked images by gradients, whole on a host."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import torch
 
 from udc_ray import memory
 from udc_ray.attacks.base import AttackResult, GradientAttack, GradientTarget, Problem
-from udc_ray.attacks.driver import Chain, drive, start_chains
 from udc_ray.attacks.noise import Noise
 from udc_ray.attacks.objectives import get_objective
-from udc_ray.attacks.oracle import Oracle, Scorer
-from udc_ray.attacks.query import QueryAttack
 from udc_ray.batching import MicroBatch, micro_batches
 from udc_ray.crafted import Crafted
 from udc_ray.plan import Unit
-from udc_ray.setup import HostSetup
 from udc_ray.tape import Tape
 
 if TYPE_CHECKING:
@@ -94,39 +90,3 @@ def _follow_gradients(host: Host, unit: Unit, attack: GradientAttack, problem: P
         select_draws=attack.select_draws,
     )
     return attack.perturb(target, problem)
-
-
-def craft_by_queries(setup: HostSetup, unit: Unit, goals: Goals, scorer: Scorer) -> list[Crafted]:
-    """Attack the images of a query unit; needs no model, only someone who scores.
-
-    Args:
-        setup: the run.
-        unit: the unit.
-        goals: what `Host.goals` said.
-        scorer: `Host.score`, here or elsewhere.
-    """
-    started = time.monotonic()
-    attack = setup.plan.attacks[unit.attack].attack
-    if not isinstance(attack, QueryAttack):
-        raise TypeError(f"{attack.name} is no query attack")
-    images = {i: setup.dataset.load(i).degraded for i in unit.image_ids}
-    chains = start_chains(attack, images, {i: goal for i, (_, goal) in goals.items()}, setup.spec.seed)
-    oracle = Oracle(scorer, unit.victim, attack.objective or setup.spec.objective, attack.budget)
-    drive(chains, oracle, setup.resolved.micro_batch)
-    seconds = (time.monotonic() - started) / max(1, len(chains))
-    return [_from_chain(chain, oracle, seconds) for chain in chains]
-
-
-def _from_chain(chain: Chain, oracle: Oracle, seconds: float) -> Crafted:
-    x_adv_CHW, _ = chain.machine.best()
-    image_id, restart = chain.key
-    return Crafted(
-        image_id=image_id,
-        restart=restart,
-        x_adv_CHW=x_adv_CHW,
-        queries=oracle.spent.get(chain.key, 0),
-        grad_evals=0,
-        stop_reason=chain.machine.stop_reason,
-        seconds=seconds,
-        curve=chain.machine.curve,
-    )

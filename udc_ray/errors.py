@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UdcRayError(Exception):
@@ -29,6 +30,9 @@ class UserError(UdcRayError):
         cause: the likely cause.
         change: what to change.
     """
+
+    ends_run: ClassVar[bool] = False
+    """Whether a run ends when a unit raises it, as every other unit would meet it too."""
 
     def __init__(self, what: str, cause: str = "", change: str = "") -> None:
         super().__init__(what)

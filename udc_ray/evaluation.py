@@ -6,32 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from udc_ray.attacks.noise import control_noise
 from udc_ray.batching import micro_batches
 from udc_ray.data.base import Sample
-from udc_ray.metrics.perceptual import Perceptual, ShiftTolerant, loaded
-from udc_ray.metrics.protocols import Doubles, Protocol
+from udc_ray.metrics.perceptual import Perceptual, ShiftTolerant
+from udc_ray.metrics.protocols import Protocol
 from udc_ray.purifiers.victim import Victim
 from udc_ray.tape import Tape
+from udc_ray.tasks import Task, get_task
+from udc_ray.tasks.base import Reading as Reading  # others import it from here
+from udc_ray.tasks.base import Yardstick
 
 CONTROL_DRAWS = 4
 """Draws of random noise that the control is averaged over."""
 
 _SHIPPED = ShiftTolerant()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Quality of one output against its reference; None where it is not defined."""
-
-    psnr: float | None
-    ssim: float | None
-    lpips: float | None = None
-    nfe: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +44,7 @@ class Evaluator:
         device: where the victims live.
         seed: seed of the evaluation noise.
         perceptual: the perceptual distance that is measured beside; None for none.
+        task: what the victims are for; restoration unless given.
     """
 
     def __init__(
@@ -61,15 +54,17 @@ class Evaluator:
         device: str,
         seed: int,
         perceptual: Perceptual | None = _SHIPPED,
+        task: Task | None = None,
     ) -> None:
         self.protocol, self.slots, self.device, self.seed = protocol, slots, device, seed
-        self.perceptual = perceptual
+        self.task = get_task("restoration") if task is None else task
+        self.yardstick = Yardstick(protocol=protocol, perceptual=perceptual, device=torch.device(device))
         self.executed: Counter[str] = Counter()
 
     def outputs(
         self, victim: Victim, image_ids: Sequence[str], images: Sequence[Tensor], tape: Tape
     ) -> tuple[list[Tensor], int]:
-        """Unclamped outputs on the CPU, C x H x W each, and denoiser calls per image."""
+        """Unclamped outputs on the CPU, C x H x W each (K logits of a classifier), and denoiser calls per image."""
         found: dict[int, Tensor] = {}
         nfe = 0
         for batch in micro_batches(image_ids, images, self.slots):
@@ -92,47 +87,26 @@ class Evaluator:
         readings = []
         for draw in range(victim.samples):
             outputs, nfe = self.outputs(victim, ids, images, self._tape("eval", draw))
-            readings.append([self._reading(o, r, nfe) for o, r in zip(outputs, references, strict=True)])
+            read = [self.task.read(o, r, self.yardstick) for o, r in zip(outputs, references, strict=True)]
+            readings.append([replace(reading, nfe=nfe) for reading in read])
         return readings
 
     def control(
         self, victim: Victim, samples: Sequence[Sample], references: Sequence[Tensor], control: Control
     ) -> list[float]:
-        """Mean PSNR of the victim under random noise of the given size, per image."""
+        """Mean quality of the victim under random noise of the given size, per image: PSNR in dB, or the score."""
         ids = [s.image_id for s in samples]
         totals = [0.0] * len(samples)
         for draw in range(CONTROL_DRAWS):
             noisy = [self._noisy(s, control.norm, size, draw) for s, size in zip(samples, control.sizes, strict=True)]
             outputs, _ = self.outputs(victim, ids, noisy, self._tape("control", draw))
             for n, (output, reference) in enumerate(zip(outputs, references, strict=True)):
-                totals[n] += self.protocol.psnr(output[None], reference[None])[0]
+                totals[n] += self.task.noise(output, reference, self.protocol)
         return [total / CONTROL_DRAWS for total in totals]
 
     def input_quality(self, samples: Sequence[Sample]) -> list[float | None]:
-        """PSNR of the untouched inputs against the truth."""
-        return [None if s.truth is None else self.protocol.psnr(s.degraded[None], s.truth[None])[0] for s in samples]
-
-    def _reading(self, output: Tensor, reference: Tensor, nfe: int) -> Reading:
-        psnr = self.protocol.psnr(output[None], reference[None])[0]
-        ssim = self.protocol.ssim(output[None], reference[None])[0]
-        return Reading(psnr=psnr, ssim=ssim, lpips=self._lpips(output, reference), nfe=nfe)
-
-    def _lpips(self, output_CHW: Tensor, reference_CHW: Tensor) -> float | None:
-        """Perceptual distance of what the protocol compares; None where it is not defined.
-
-        One image at a time, so that its bits cannot depend on companions.
-        """
-        shown_CHW, real_CHW = self.protocol.shown(output_CHW, reference_CHW)[0]
-        channels, height, width = shown_CHW.shape
-        if self.perceptual is None or self.perceptual.why_not(channels, height, width) is not None:
-            return None
-        distance = loaded(self.perceptual, torch.device(self.device), torch.float32)
-        with torch.no_grad():
-            return float(distance(self._single(shown_CHW), self._single(real_CHW))[0])
-
-    def _single(self, image_CHW: Doubles) -> Tensor:
-        """A batch of one, as the perceptual distance takes it."""
-        return torch.from_numpy(image_CHW.astype(np.float32))[None].to(self.device)
+        """Quality of the untouched inputs themselves: PSNR in dB against the truth; None where it is not known."""
+        return [self.task.input_quality(s, self.protocol) for s in samples]
 
     def _noisy(self, sample: Sample, norm: str, size: float, draw: int) -> Tensor:
         tape = Tape(seed=self.seed, image_ids=(sample.image_id,), stream="control", sample=draw)

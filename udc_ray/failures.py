@@ -8,6 +8,7 @@ from udc_ray.attacks.query import QueryAttack
 from udc_ray.plan import Cell, Unit
 from udc_ray.records import Record
 from udc_ray.setup import HostSetup
+from udc_ray.tasks import get_task
 
 
 def cell_columns(setup: HostSetup, cell: Cell) -> dict[str, Any]:
@@ -28,8 +29,7 @@ def cell_columns(setup: HostSetup, cell: Cell) -> dict[str, Any]:
         "eot": getattr(entry.attack, "eot", 1),
         "seed": setup.spec.seed,
         "objective": entry.attack.objective or setup.spec.objective,
-        "protocol": setup.spec.protocol,
-        "perceptual": setup.spec.perceptual.name,
+        **get_task(setup.plan.task).measured_by(setup.spec),
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from udc_ray.data.open import PathParams, ShippedParams
+from udc_ray.metered.endpoint import is_target, read_endpoint
 from udc_ray.metrics.perceptual import get_perceptual
 from udc_ray.models.zoo import MODELS
 from udc_ray.params import Params
@@ -64,6 +65,13 @@ def hash_document(document: Mapping[str, Any]) -> str:
 def fingerprint(spec: RunSpec, file_hashes: Mapping[str, str], device_type: str) -> str:
     """The fingerprint of a run; see `fingerprint_document`."""
     return hash_document(fingerprint_document(spec, file_hashes, device_type))
+
+
+def cells_key(document: Mapping[str, Any]) -> str:
+    """What all cells of a run have in common: the hash of model, data and whatever else decides numbers."""
+    shared = {key: value for key, value in document.items() if key not in {"attacks", "defenses", "files"}}
+    own = {key: value for key, value in document["files"].items() if not key.startswith(("defense:", "attack:"))}
+    return hashlib.sha256(canonical_json([shared, own]).encode()).hexdigest()
 
 
 def first_difference(old: Any, new: Any, prefix: str = "") -> str | None:
@@ -119,6 +127,9 @@ def _perceptual(entry: Entry) -> dict[str, Any]:
 
 
 def _model(entry: Entry) -> dict[str, Any]:
+    if is_target(entry.name):
+        endpoint = read_endpoint(entry)
+        return _dump(endpoint.url, endpoint, set(endpoint.not_identity) | {"url"})
     if entry.name in MODELS:
         return _dump(entry.name, MODELS.get(entry.name).build("model", entry.params), set())
     name = PATH if _is_path(entry.name) or Path(entry.name).is_file() else entry.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from udc_ray import memory, probe
 from udc_ray.attacks.objectives import Objective, get_objective
-from udc_ray.attacks.oracle import ScoreRequest
-from udc_ray.attacks.query import QueryAttack
+from udc_ray.attacks.oracle import Row, ScoreRequest
+from udc_ray.attacks.query import Answer
+from udc_ray.attacks.reduction import reduce_rows
 from udc_ray.baselines import Baselines
 from udc_ray.batching import micro_batches, stack
 from udc_ray.crafted import Crafted
-from udc_ray.crafting import Goals, craft_by_gradients, craft_by_queries
+from udc_ray.crafting import Goals, craft_by_gradients
 from udc_ray.errors import DeviceMemoryError, SpecError, UserError, WeightsError
 from udc_ray.evaluation import Evaluator
 from udc_ray.meter import Counted, Meter, count_networks
@@ -41,7 +43,11 @@ from udc_ray.results import UnitResult
 from udc_ray.scoring import score_unit
 from udc_ray.setup import HostSetup
 from udc_ray.tape import Tape
+from udc_ray.tasks import get_task
 from udc_ray.views import View
+
+PROBED_IMAGES = 64
+"""Images among which the largest is looked for, to measure on."""
 
 
 class Host:
@@ -58,6 +64,7 @@ class Host:
         self, setup: HostSetup, *, device: str = "cpu", name: str = "local", restorer: Restorer | None = None
     ) -> None:
         self.setup, self.device, self.name = setup, device, name
+        self.task = get_task(setup.plan.task)
         torch.set_num_threads(setup.resolved.threads)
         memory.keep_freed_memory()
         self.meter = Meter()
@@ -84,7 +91,7 @@ class Host:
         for defence, entry in enumerate(self.setup.plan.defences):
             if entry.purifier is not None:
                 networks += entry.purifier.networks(self.victim(defence).prepared)
-        networks += [partial(_damage, get_objective(name)) for name in self._objective_names()]
+        networks += self.task.networks([get_objective(name) for name in self._objective_names()])
         largest = torch.zeros(asked.micro_batch, *max(shapes, key=math.prod))
         try:
             with memory.explained(partial(self.trial, largest), asked.micro_batch, "the probe of the models"):
@@ -118,11 +125,8 @@ class Host:
         self._prepared = {d: prepared for d, prepared in self._prepared.items() if d in defences}
 
     def run(self, unit: Unit) -> UnitResult:
-        """Attack and score a unit, whatever its kind, on this host."""
-        attack = self.setup.plan.attacks[unit.attack].attack
+        """Attack and score a unit of gradients or controls on this host; query units are stepped from outside."""
         with self.meter.work(unit.key, self._useful_share(unit)):
-            if isinstance(attack, QueryAttack):
-                return self.finish(unit, craft_by_queries(self.setup, unit, self.goals(unit), self.score))
             return self.finish(unit, craft_by_gradients(self, unit))
 
     def goals(self, unit: Unit) -> Goals:
@@ -139,21 +143,26 @@ class Host:
                     self._goals[keys[i]] = self._goal(objective, [outputs[n] for outputs in draws], reference)
         return {i: self._goals[key] for i, key in keys.items()}
 
-    def score(self, request: ScoreRequest) -> list[float]:
-        """Score the candidates of a query attack; empty slots are padded."""
-        objective = get_objective(request.objective)
-        victim = self.victim(request.victim)
-        count = len(request.image_ids)
-        ids = (*request.image_ids, *(request.image_ids[0] for _ in range(self.slots - count)))
+    def score(self, request: ScoreRequest) -> list[Answer]:
+        """Judge the candidates of query attacks, and reduce what comes back to what each wanted."""
+        victim, rows = self.victim(request.victim), request.rows
+        count = len(rows)
+        padded = (*rows, *(rows[0] for _ in range(self.slots - count)))
+        objectives = {row.objective: get_objective(row.objective) for row in rows}
         x = stack(list(request.x_NCHW), self.slots).to(self.device)
-        reference = torch.stack([self.reference(request.victim, i, objective.reference) for i in ids]).to(self.device)
-        tape = Tape(seed=self.setup.spec.seed, image_ids=ids, stream="attack")
+        references = [self._compared_with(request.victim, row, objectives[row.objective]) for row in padded]
+        tape = Tape(
+            seed=self.setup.spec.seed,
+            image_ids=tuple(row.image_id for row in padded),
+            stream="attack",
+            rows=tuple((row.restart, row.step) for row in padded),
+        )
         with (
             self.meter.work(share=count / self.slots),
             memory.explained(partial(self.trial, x), self.slots, "scoring"),
         ):
             output, _ = victim.evaluate(x, tape)
-        return [float(s) for s in objective.score(output, reference)[:count]]
+        return reduce_rows(output, rows, references, objectives)
 
     def finish(self, unit: Unit, crafted: list[Crafted]) -> UnitResult:
         """Score attacked images through every cell of the unit."""
@@ -182,6 +191,28 @@ class Host:
                 )
         return found
 
+    def speeds(self, victims: Sequence[int], seconds: float) -> dict[int, float]:
+        """Seconds of one full batch of each victim, on the largest image, measured for so long in all."""
+        ids = self.setup.dataset.image_ids
+        image_id = max(ids[:PROBED_IMAGES], key=lambda i: self.sample(i).degraded.numel())
+        x = stack([self.sample(image_id).degraded], self.slots).to(self.device)
+        tape = Tape(seed=self.setup.spec.seed, image_ids=(image_id,) * self.slots, stream="control")
+        found = {}
+        for defence in victims:
+            victim = self.victim(defence)
+            victim.evaluate(x, tape)  # warms up
+            begun, batches = time.perf_counter(), 0
+            while not batches or time.perf_counter() - begun < seconds / len(victims):
+                victim.evaluate(x, tape)
+                self._wait()
+                batches += 1
+            found[defence] = (time.perf_counter() - begun) / batches
+        return found
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
     def describe(self) -> dict[str, object]:
         """What this host is, for environment.json."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else platform.processor() or platform.machine()
@@ -192,6 +223,9 @@ class Host:
             "pid": os.getpid(),
             "executed": dict(self.evaluator.executed),
         }
+
+    def close(self) -> None:
+        """Let go of what outlives the process; our own models hold nothing such."""
 
     @property
     def slots(self) -> int:
@@ -214,20 +248,18 @@ class Host:
             return truth
         return self.clean_references(defence, image_id)
 
+    def _compared_with(self, defence: int, row: Row, objective: Objective) -> Tensor:
+        kind = "clean" if row.wanted.against == "clean" else objective.reference
+        return self.reference(defence, row.image_id, kind)
+
     def _clean_reference(self, defence: int, image_id: str) -> Tensor:
         """The victim's own output on the untouched image, mean over the evaluation draws."""
         images = [self.sample(image_id).degraded]
         draws = self.evaluator.samples(self.victim(defence), [image_id], images)
-        return torch.stack([outputs[0] for outputs in draws]).mean(dim=0).clamp(0, 1)
+        return self.task.clean_reference([outputs[0] for outputs in draws])
 
     def _goal(self, objective: Objective, outputs: Sequence[Tensor], reference: Tensor) -> tuple[float, float]:
-        score = torch.stack([objective.score(o[None], reference[None]) for o in outputs]).mean().item()
-        success = self.setup.spec.success
-        psnr_goal = success.psnr_below
-        if psnr_goal is None:
-            psnr = [self.evaluator.protocol.psnr(o[None], reference[None])[0] for o in outputs]
-            psnr_goal = sum(psnr) / len(psnr) - success.drop_db
-        return score, 10 ** (-psnr_goal / 10)
+        return self.task.goal(objective, outputs, reference, self.evaluator.protocol, self.setup.spec.success)
 
     def _explained(self, unit: Unit, what: str) -> AbstractContextManager[None]:
         """Say which micro-batch fits where the images of a unit do not."""
@@ -242,7 +274,7 @@ class Host:
     def _make_evaluator(self) -> None:
         protocol = get_protocol(self.setup.spec.protocol)
         perceptual = get_perceptual(self.setup.spec.perceptual)
-        self.evaluator = Evaluator(protocol, self.slots, self.device, self.setup.spec.seed, perceptual)
+        self.evaluator = Evaluator(protocol, self.slots, self.device, self.setup.spec.seed, perceptual, self.task)
         self.baselines = Baselines(self.evaluator)
 
     def trial(self, x_BCHW: Tensor, slots: int) -> None:
@@ -260,8 +292,3 @@ class Host:
                 break
             best = slots
         return best
-
-
-def _damage(objective: Objective, x_BCHW: Tensor) -> Tensor:
-    """The loss as the probe takes a network: objectives with a network of their own are probed too."""
-    return objective.loss(x_BCHW, x_BCHW.detach().flip(-1))[:, None]

@@ -19,6 +19,7 @@ from udc_ray.attacks.registry import ATTACKS
 from udc_ray.errors import SpecError, did_you_mean
 from udc_ray.labels import describe_eps as describe_eps  # others import it from here
 from udc_ray.labels import distinguish
+from udc_ray.models.base import TaskName
 from udc_ray.purifiers.base import Purifier
 from udc_ray.purifiers.registry import PURIFIERS
 from udc_ray.spec import Entry, RunSpec, canonical_json
@@ -84,6 +85,15 @@ class Unit:
     grad_mode: str
     cells: tuple[Cell, ...]
     image_ids: tuple[str, ...]
+    caps: tuple[int, ...] = ()
+    """Queries that each chain may have asked in all, image by image and restart by restart, where a larger
+    account leaves less than the budget; empty where none does."""
+
+    @property
+    def craft_cell(self) -> str:
+        """Id of the cell that the attack is made for; of the first one where only blind cells use it."""
+        own = [cell.id for cell in self.cells if cell.grad_mode != "blind"]
+        return (own or [cell.id for cell in self.cells])[0]
 
     @property
     def key(self) -> str:
@@ -99,6 +109,8 @@ class Plan:
     attacks: tuple[AttackEntry, ...]
     defences: tuple[Defence, ...]
     cells: tuple[Cell, ...]
+    task: TaskName = "restoration"
+    """What the model is for."""
 
     def units(self, image_ids: tuple[str, ...], chunk: int, done: Collection[RecordKey] = ()) -> Iterator[Unit]:
         """Units over all images, less the images whose records are all done."""
@@ -164,18 +176,19 @@ def read_defence(entry: Entry) -> Defence:
     purifier = PURIFIERS.get(entry.name).build("defence", entry.params)
     modes = tuple(dict.fromkeys(entry.grad_mode or ("blind",)))
     for mode in modes:
-        if mode != "blind" and mode not in purifier.grad_modes:
+        if mode not in ("blind", "full") and mode not in purifier.grad_modes:
             known = ", ".join(["blind", *sorted(purifier.grad_modes)])
             raise SpecError(f"defence {entry.name!r} has no grad_mode {mode!r}", change=f"use one of: {known}")
     return Defence(name=entry.name, purifier=purifier, grad_modes=modes)
 
 
-def make_plan(spec: RunSpec, model_and_data: str) -> Plan:
+def make_plan(spec: RunSpec, model_and_data: str, task: TaskName = "restoration") -> Plan:
     """Combine attacks, defences and gradient modes; pairs that do not exist are left out.
 
     Args:
         spec: the run.
         model_and_data: hash of the model, the data and what else decides numbers.
+        task: what the model is for.
     """
     attacks = _merge_budgets([read_attack(e) for e in spec.attacks])
     defences = tuple(read_defence(e) for e in spec.defenses)
@@ -202,20 +215,43 @@ def make_plan(spec: RunSpec, model_and_data: str) -> Plan:
             "no attacks, no defences, or no grad_mode that attacks and defences share",
             "name at least one attack and one defence, 'none' among them",
         )
-    return Plan(attacks=attacks, defences=defences, cells=cells)
+    _refuse_unmet(defences, cells)
+    return Plan(attacks=attacks, defences=defences, cells=cells, task=task)
 
 
 def _modes(entry: AttackEntry, defence: Defence) -> tuple[str, ...]:
-    undefended, gradient = defence.purifier is None, entry.attack.kind == "gradient"
-    allowed = defence.grad_modes if undefended or gradient else ("blind",)
+    allowed = _ways_of(entry, defence.purifier)
     return tuple(m for m in defence.grad_modes if m in allowed and (entry.grad_modes is None or m in entry.grad_modes))
+
+
+def _ways_of(entry: AttackEntry, purifier: Purifier | None) -> tuple[str, ...]:
+    """Modes in which an attack can meet a purifier; a query attack asks the composed victim, and needs no gradient."""
+    if purifier is None:
+        return ("full",)
+    own = {"gradient": tuple(purifier.grad_modes), "query": ("full",), "control": ()}[entry.attack.kind]
+    return ("blind", *own)
+
+
+def _refuse_unmet(defences: tuple[Defence, ...], cells: tuple[Cell, ...]) -> None:
+    """A mode that was asked for and that no attack can use is a mistake."""
+    for d, defence in enumerate(defences):
+        for mode in defence.grad_modes:
+            if mode == "full" and not any(c.defence == d and c.grad_mode == mode for c in cells):
+                purifier = defence.purifier
+                known = ", ".join(["blind", *sorted(purifier.grad_modes if purifier is not None else ())])
+                raise SpecError(
+                    f"defence {defence.name!r} has no grad_mode {mode!r}",
+                    "only query attacks meet it as a whole, and none is listed",
+                    f"use one of: {known}; or add a query attack",
+                )
 
 
 def _cell_id(entry: AttackEntry, defence: Defence, mode: str, model_and_data: str) -> str:
     identity, weights = "none", {}
     if defence.purifier is not None:
         identity, weights = defence.purifier.identity(), defence.purifier.weight_hashes()
-    text = canonical_json([model_and_data, entry.attack.identity(), identity, weights, mode])
+    own = entry.attack.weight_hashes()
+    text = canonical_json([model_and_data, entry.attack.identity(), identity, weights, mode, *([own] if own else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,30 +1,35 @@
-"""The single door to where work is done: in this process, or on Ray."""
+"""The single door to where work is done: in this process (`udc_ray.in_process`), or on Ray."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-from udc_ray.errors import Interrupted
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:  # whoever drives simulated hosts needs no torch
     from torch import Tensor
 
-    from udc_ray.host import Host
     from udc_ray.plan import Unit
     from udc_ray.probe import Resolved
     from udc_ray.results import UnitResult
     from udc_ray.views import View
 
-Stop = Callable[[], bool]
-"""Asked before a unit is begun; once it says yes no unit is begun any more, and what is begun is ended."""
+Ending = Literal["finish", "cut", "save"]
+"""How a run ends early: no unit is begun any more, and what is begun is ended (``finish``); or query chains end where
+they are and are scored (``cut``), or only keep their states (``save``)."""
+Stop = Callable[[], Ending | None]
+"""Asked again and again; None while the run goes on."""
+Keep = Callable[["UnitResult"], None]
+"""Takes the states of query chains that are under way."""
 
 
-def never() -> bool:
+def never() -> Ending | None:
     """Nothing stops the run early."""
-    return False
+    return None
+
+
+def keep_nothing(states: UnitResult) -> None:
+    """States under way are let go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +56,17 @@ class WorkPool(Protocol):
         """Make every host work as was resolved."""
         ...
 
-    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
+    def speeds(self, victims: Sequence[int], seconds: float) -> dict[int, float]:
+        """Seconds of one full batch of each victim on a host; see `Host.speeds`."""
+        ...
+
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never, keep: Keep = keep_nothing) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it ends; a failed unit yields its error.
 
         Args:
             units: all that is to be done; a pool of several hosts reads them at once, to share them out well.
             stop: see `Stop`.
+            keep: is given the states of query chains from time to time, so that little is lost with a host.
         """
         ...
 
@@ -71,44 +81,3 @@ class WorkPool(Protocol):
     def close(self) -> None:
         """Let go of the hosts."""
         ...
-
-
-class InProcessPool:
-    """One host in this process: the reference that every other pool must equal."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
-        """See `WorkPool`."""
-        return self.host.resolve(shapes)
-
-    def configure(self, resolved: Resolved) -> None:
-        """See `WorkPool`."""
-        self.host.configure(resolved)
-
-    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
-        """Run one unit after the other."""
-        for unit in units:
-            if stop():
-                return
-            started = time.monotonic()
-            try:
-                result, error = self.host.run(unit), None
-            except Interrupted:
-                raise
-            except Exception as failure:  # a unit that fails is recorded and skipped, whatever failed in it
-                result, error = None, f"{type(failure).__name__}: {failure}"
-            seconds = time.monotonic() - started
-            yield Outcome(unit=unit, result=result, error=error, host=self.host.name, seconds=seconds)
-
-    def views(self, cell: int, x_adv: dict[str, Tensor]) -> dict[str, View]:
-        """See `WorkPool`."""
-        return self.host.views(cell, x_adv)
-
-    def describe(self) -> dict[str, object]:
-        """See `WorkPool`."""
-        return {self.host.name: self.host.describe()}
-
-    def close(self) -> None:
-        """See `WorkPool`."""

@@ -51,7 +51,9 @@ VOLATILE = ("seconds", "host", "retries", "queries_reexecuted")
 class Record:
     """One row of ``results.parquet``; the design's section 4.6 defines every column.
 
-    Unknown is None, never 0.
+    Unknown is None, never 0. Restoration fills the PSNR, SSIM and LPIPS columns. Other tasks fill ``score_*``: for
+    a classifier 1.0 where the class is found, so that their means are accuracies. Its `success` is known for
+    images that it classified correctly before the attack.
     """
 
     run_fingerprint: str

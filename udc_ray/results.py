@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from udc_ray.attacks.oracle import ChainKey
+from udc_ray.attacks.query import State
 from udc_ray.records import Record
 
 Floats = NDArray[np.float32]
@@ -34,6 +36,10 @@ class UnitResult:
     """``cell/image/restart`` to (queries asked, best score)."""
     executed: dict[str, int] = field(default_factory=dict)
     """Forward passes really executed, by purpose."""
+    states: dict[ChainKey, State] = field(default_factory=dict)
+    """States of chains that can go on; a result without records holds nothing else."""
+    chain_cell: str = ""
+    """The cell under which the states are kept."""
 
     @property
     def queries(self) -> int:

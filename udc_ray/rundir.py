@@ -5,7 +5,7 @@
 - ``environment.json``: with what, where and how
 - ``lock``: the live writer
 - ``parts/``: one part per finished unit
-- ``state/``: curves of query attacks, by part
+- ``state/``: curves of query attacks, by part, and the states that a raised budget goes on from, by chain
 - ``artifacts/``: attacked images, by part
 - ``results.parquet``: all parts, compacted
 """
@@ -30,6 +30,7 @@ from udc_ray.records import Record
 from udc_ray.redact import redact_values
 from udc_ray.results import Adversarial, UnitResult
 from udc_ray.spec import RunSpec, canonical_json, parse_spec
+from udc_ray.states import save_state
 from udc_ray.storage import Storage, is_temporary
 from udc_ray.yaml_text import load_yaml
 
@@ -146,10 +147,16 @@ class RunDirectory:
         The part comes last: a unit counts only when all of it is there.
 
         Returns:
-            The name of its part.
+            The name of its part; empty where it has no records.
         """
         self._check_writer()
-        return partfiles.append(self.storage, result)
+        self.keep(result)
+        return partfiles.append(self.storage, result) if result.records else ""
+
+    def keep(self, result: UnitResult) -> None:
+        """Keep the states of query chains that can go on."""
+        for key, state in result.states.items():
+            save_state(self.storage, result.chain_cell, key, state)
 
     def records(self) -> list[Record]:
         """One record a key from all parts; what cannot be read is put into `damaged`."""

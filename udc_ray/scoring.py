@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from udc_ray.attacks.threat import l2_norm, linf_norm
 from udc_ray.crafted import Crafted
 from udc_ray.data.base import Sample
-from udc_ray.evaluation import CONTROL_DRAWS, Control, Reading
+from udc_ray.evaluation import CONTROL_DRAWS, Control
 from udc_ray.failures import cell_columns
-from udc_ray.plan import Cell, Unit
+from udc_ray.plan import Cell, RecordKey, Unit
 from udc_ray.records import Record
 from udc_ray.results import Adversarial, UnitResult
+from udc_ray.tasks import Scores, get_task
 
 if TYPE_CHECKING:
     from udc_ray.host import Host
@@ -41,15 +42,6 @@ def score_unit(host: Host, unit: Unit, crafted: list[Crafted]) -> UnitResult:
     return UnitResult(records=records, images=images, curves=curves, executed=dict(host.evaluator.executed))
 
 
-class Scores(NamedTuple):
-    """Quality of one image in one cell and draw; PSNR in dB."""
-
-    degraded: float | None
-    noise: float
-    clean: Reading
-    adversarial: Reading
-
-
 class CellScores:
     """Scores attacked images through one cell.
 
@@ -64,6 +56,7 @@ class CellScores:
         self.entry = host.setup.plan.attacks[cell.attack]
         self.defence = host.setup.plan.defences[cell.defence]
         self.victim = host.victim(cell.defence)
+        self.task = get_task(host.setup.plan.task)
 
     def records(self, items: Sequence[Crafted]) -> list[Record]:
         """Records of the images of one restart."""
@@ -91,51 +84,34 @@ class CellScores:
         attack = self.entry.attack
         if attack.eps is not None:
             return Control(norm=attack.norm, sizes=(attack.eps,) * len(items))
-        reached = [
-            float(l2_norm((i.x_adv_CHW.double() - s.degraded)[None])) for i, s in zip(items, samples, strict=True)
-        ]
-        return Control(norm="l2", sizes=tuple(reached))
+        size = linf_norm if attack.norm == "linf" else l2_norm
+        reached = [float(size((i.x_adv_CHW.double() - s.degraded)[None])) for i, s in zip(items, samples, strict=True)]
+        return Control(norm=attack.norm, sizes=tuple(reached))
 
     def _record(self, item: Crafted, draw: int, scores: Scores, seconds: float) -> Record:
         sample = self.host.sample(item.image_id)
         delta = (item.x_adv_CHW.double() - sample.degraded)[None]
         has_truth = sample.truth is not None
-        clean, adversarial = scores.clean, scores.adversarial
+        columns = cell_columns(self.host.setup, self.cell) | self.task.columns(scores, has_truth)
+        if item.allowed is not None:
+            columns["budget"] = item.allowed
         return Record(
-            **cell_columns(self.host.setup, self.cell),
+            **columns,
             image_id=sample.image_id,
             sample=draw,
             restart=item.restart,
-            psnr_degraded=scores.degraded,
-            psnr_clean=clean.psnr if has_truth else None,
-            psnr_noise=scores.noise,
-            psnr_adv=adversarial.psnr,
-            ssim_clean=clean.ssim if has_truth else None,
-            ssim_adv=adversarial.ssim,
-            lpips_clean=clean.lpips if has_truth else None,
-            lpips_adv=adversarial.lpips,
             linf=float(linf_norm(delta)),
             l2=float(l2_norm(delta)),
             queries=item.queries,
             queries_harness=2 * self.victim.samples + CONTROL_DRAWS,
             queries_reexecuted=0,
             grad_evals=item.grad_evals,
-            nfe=adversarial.nfe,
-            success=self._success(clean, adversarial, has_truth),
+            nfe=scores.adversarial.nfe,
+            success=self.task.success(scores, has_truth, self.host.setup.spec.success),
             stop_reason=item.stop_reason,
             seconds=seconds,
             host=self.host.name,
         )
-
-    def _success(self, clean: Reading, adversarial: Reading, has_truth: bool) -> bool | None:
-        wanted = self.host.setup.spec.success
-        if adversarial.psnr is None:
-            return None
-        if wanted.psnr_below is not None:
-            return adversarial.psnr <= wanted.psnr_below
-        if not has_truth or clean.psnr is None:
-            return None
-        return clean.psnr - adversarial.psnr >= wanted.drop_db
 
 
 def _kept(host: Host, unit: Unit, crafted: list[Crafted], records: list[Record]) -> list[Adversarial]:
@@ -144,8 +120,9 @@ def _kept(host: Host, unit: Unit, crafted: list[Crafted], records: list[Record])
     own = [c for c in unit.cells if c.grad_mode != "blind"]
     if save == "none" or not own:
         return []
-    cell = own[0]
-    chosen = crafted if save == "all" else [_worst(items, cell, records) for items in _by_image(crafted)]
+    cell, quality = own[0], get_task(host.setup.plan.task).quality
+    ours = [(r.key, getattr(r, quality)) for r in records if r.cell == cell.id]
+    chosen = crafted if save == "all" else [_worst(items, ours) for items in _by_image(crafted)]
     return [
         Adversarial(
             cell=cell.id,
@@ -165,12 +142,12 @@ def _by_image(crafted: list[Crafted]) -> list[list[Crafted]]:
     return list(groups.values())
 
 
-def _worst(items: list[Crafted], cell: Cell, records: list[Record]) -> Crafted:
-    """The restart with the lowest attacked PSNR, mean over samples."""
+def _worst(items: list[Crafted], qualities: list[tuple[RecordKey, float | None]]) -> Crafted:
+    """The restart with the lowest attacked quality, mean over samples."""
 
-    def psnr(item: Crafted) -> float:
-        rows = [r.psnr_adv for r in records if r.key[:3] == (cell.id, item.image_id, item.restart)]
-        known = [p for p in rows if p is not None]
+    def quality(item: Crafted) -> float:
+        rows = [value for key, value in qualities if key[1:3] == (item.image_id, item.restart)]
+        known = [value for value in rows if value is not None]
         return sum(known) / len(known) if known else float("inf")
 
-    return min(items, key=psnr)
+    return min(items, key=quality)

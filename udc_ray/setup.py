@@ -20,3 +20,5 @@ class HostSetup:
     fingerprint: str
     model_name: str
     resolved: Resolved
+    out: str | None = None
+    """The run directory, for whoever looks for saved states."""

@@ -70,6 +70,12 @@ class RunSettings(_Frozen):
     """Minutes without a finished forward pass after which a host at work is taken for hung, and replaced."""
     chunk: int | None = Field(default=None, ge=1)
     """Images per unit of work; the micro-batch unless given."""
+    max_queries: int | None = Field(default=None, ge=1)
+    """Queries that all attacks together may ask."""
+    max_queries_per_cell: int | None = Field(default=None, ge=1)
+    """Queries that the attacks of one cell may ask."""
+    max_queries_per_target: int | None = Field(default=None, ge=1)
+    """Queries that one victim (the model with one defence) may be asked."""
     save: Literal["all", "best", "none"] = "best"
     """Which attacked images are kept."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -99,6 +105,8 @@ class RunSpec(_Frozen):
     """At most so many images, picked by a keyed rule."""
     checks: tuple[str, ...] = ()
     """Checks that are made on request only: ``budget`` (15) and ``unbounded`` (18)."""
+    campaign: bool = False
+    """A campaign of query attacks: its report reads their curves."""
     run: RunSettings = RunSettings()
 
 

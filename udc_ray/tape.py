@@ -26,6 +26,8 @@ class Tape:
     restart: int = 0
     sample: int = 0
     step: int = 0
+    rows: tuple[tuple[int, int], ...] | None = None
+    """Restart and sample of every row, where rows differ in them (the queries of many chains in one batch)."""
 
     def at(self, *, step: int | None = None, sample: int | None = None, stream: str | None = None) -> Tape:
         """The same tape at another step, sample or stream."""
@@ -39,9 +41,10 @@ class Tape:
     def generators(self, name: str) -> list[np.random.Generator]:
         """One generator per image, for the drawer called `name`."""
         stream = f"{self.stream}/{name}"
+        rows = self.rows or ((self.restart, self.sample),) * len(self.image_ids)
         return [
-            rng.generator(self.seed, i, stream, restart=self.restart, sample=self.sample, step=self.step)
-            for i in self.image_ids
+            rng.generator(self.seed, i, stream, restart=restart, sample=sample, step=self.step)
+            for i, (restart, sample) in zip(self.image_ids, rows, strict=True)
         ]
 
 

@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from udc_ray.errors import Interrupted
-from udc_ray_cli import data_commands, doctor, evaluate, jobs, listing, report, show_file, simulate, train
+from udc_ray_cli import (
+    campaign,
+    data_commands,
+    doctor,
+    evaluate,
+    jobs,
+    listing,
+    report,
+    serve,
+    show_file,
+    simulate,
+    train,
+    verify,
+)
 from udc_ray_cli.stopping import Stopped, stop_on_signals
 
 USER_ERROR = 2
@@ -26,13 +39,16 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
 )
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(campaign.app, name="campaign")
 app.command("report")(report.report)
+app.command("verify")(verify.verify)
 app.command("simulate")(simulate.simulate)
 app.command("list")(listing.listing)
 app.command("train")(train.train)
 app.command("check-data")(data_commands.check_data)
 app.command("psf")(data_commands.psf)
 app.command("show")(show_file.show_file)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("jobs")(jobs.jobs)
 app.command("logs")(jobs.logs)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from udc_ray.config import Overrides
 
 SpecFile = Annotated[Path | None, typer.Argument(metavar="SPEC.yaml", help="Spec of the run; every key is optional.")]
 Preset = Annotated[str | None, typer.Option(help="Preset that the spec refines: full, udc-paper.")]
@@ -27,3 +30,30 @@ Address = Annotated[
     typer.Option(help="http://HEAD:8265 submits a job; host:port, ray://... or auto attach [default: RAY_ADDRESS]."),
 ]
 Shared = Annotated[list[str] | None, typer.Option("--shared", help="Folder that is the same on all nodes; may repeat.")]
+
+
+def overrides(
+    model: str | None,
+    weights: str | None,
+    data: str | None,
+    display: str | None,
+    no_reference: bool,
+    attack: list[str] | None,
+    defense: list[str] | None,
+    limit: int | None,
+    seed: int | None,
+) -> Overrides:
+    """What the flags that stand for keys of the spec say."""
+    from udc_ray.config import Overrides
+
+    return Overrides(
+        model=model,
+        weights=weights,
+        data=data,
+        display=display,
+        reference=False if no_reference else None,
+        attacks=tuple(attack or ()),
+        defenses=tuple(defense or ()),
+        limit=limit,
+        seed=seed,
+    )

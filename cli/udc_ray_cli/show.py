@@ -10,8 +10,10 @@ from rich.console import Console
 
 from udc_ray.checks import CheckResult, run_checks
 from udc_ray.errors import RunDirectoryError
+from udc_ray.report.build import is_campaign, summarise
+from udc_ray.report.campaign_console import print_campaign
 from udc_ray.report.console import print_report
-from udc_ray.report.summary import Summary, build_summary, dumps
+from udc_ray.report.summary import Summary, dumps
 from udc_ray.rundir import RunDirectory
 
 PIPE_WIDTH = 100
@@ -30,7 +32,8 @@ def show(summary: Summary, checks: Sequence[CheckResult], where: str, *, as_json
     if as_json:
         sys.stdout.write(dumps(summary.to_json()))
     else:
-        print_report(stdout_console(), summary, checks, where)
+        draw = print_campaign if is_campaign(summary) else print_report
+        draw(stdout_console(), summary, checks, where)
     sys.stdout.flush()
 
 
@@ -42,7 +45,7 @@ def show_run(run: str, *, as_json: bool) -> None:
         sys.stderr.write(f"{run} has not come to its end; this is what is there\n")
         records = directory.records()
         results = run_checks(records, directory.header.spec)
-        show(build_summary(records, directory.header.spec, results), results, run, as_json=as_json)
+        show(summarise(directory, records, results), results, run, as_json=as_json)
         return
     show(Summary.from_json(document), _read_checks(checks, run), run, as_json=as_json)
 

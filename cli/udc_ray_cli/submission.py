@@ -23,10 +23,14 @@ def submit(address: str, request: Request, spec: RunSpec | None, *, detach: bool
     Raises:
         typer.Exit: the job was left, or stopped.
         UserError: of the client, or of the job.
+        DryRun: nothing was done, as was wished.
     """
-    from udc_ray.run import Finished
+    from udc_ray.run import DryRun, Finished
 
-    return Finished.from_json(follow(address, request, spec, detach=detach)["finished"])
+    finished = follow(address, request, spec, detach=detach)["finished"]
+    if finished is None:
+        raise DryRun
+    return Finished.from_json(finished)
 
 
 def follow(address: str, request: Request, spec: RunSpec | None = None, *, detach: bool = False) -> dict[str, Any]:

@@ -25,6 +25,8 @@ LONELY_SECONDS = 60.0
 """After so long without any host, and every ten times as long, the user is told."""
 STARTS_ALLOWED = 3
 """Hosts in a row that ended before they could begin, until growth rests for a while."""
+FAREWELL_SECONDS = 20.0
+"""How long hosts have to close what outlives them."""
 REST_SECONDS = 60.0
 """How long growth rests, and how long a host that is not needed may idle."""
 
@@ -118,8 +120,15 @@ class Crew:
         """Whether the node of a host announced its end or is gone."""
         return seat.arrived is not None and self._nodes.ended(seat.arrived.node, time.monotonic())
 
-    def close(self) -> None:
-        """Let all hosts go."""
+    def close(self, *, farewell: bool = False) -> None:
+        """Let all hosts go.
+
+        Args:
+            farewell: let them close what outlives them first.
+        """
+        if farewell:
+            closing = [seat.actor.close.remote() for seat in self.ready]
+            ray.wait(closing, num_returns=len(closing), timeout=FAREWELL_SECONDS) if closing else None
         for seat in self.seats:
             ray.kill(seat.actor)
 

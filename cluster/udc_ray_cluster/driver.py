@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 
 from udc_ray.errors import UserError
+from udc_ray.metered.model import endpoint_of
 from udc_ray.places import places_of
 from udc_ray.prepare import Prepared, prepare
 from udc_ray.run import Finished, Listener, Settings, execute
@@ -18,7 +19,7 @@ from udc_ray.setup import HostSetup
 from udc_ray.spec import RunSpec
 from udc_ray.stores import child
 from udc_ray_cluster.metrics import Metered
-from udc_ray_cluster.placement import place
+from udc_ray_cluster.placement import place, place_metered
 from udc_ray_cluster.pool import RayPool
 from udc_ray_cluster.request import STORAGE_VARIABLE
 from udc_ray_cluster.session import session
@@ -75,7 +76,10 @@ def evaluate_here(spec: RunSpec | None, listener: Listener, settings: Settings, 
 
 def _execute(prepared: Prepared, listener: Listener, settings: Settings, *, existing: bool) -> Finished:
     gpus = 0.0 if existing else ray.cluster_resources().get("GPU", 0.0)
-    room = place(prepared.setup.spec.run, prepared.device, existing=existing, gpus=gpus)
+    run, endpoint = prepared.setup.spec.run, endpoint_of(prepared.setup.spec)
+    room = place(run, prepared.device, existing=existing, gpus=gpus)
+    if endpoint is not None:
+        room = place_metered(run, endpoint.concurrency)
 
     def make_pool(setup: HostSetup) -> RayPool:
         return RayPool(setup, room, prepared.device, note=listener.note)

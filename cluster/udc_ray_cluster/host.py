@@ -1,30 +1,32 @@
-"""Actors that hold a host, and the CPU tasks that step query attacks against one."""
+"""Actors that hold a host."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
 from udc_ray.attacks.oracle import ScoreRequest
-from udc_ray.attacks.query import QueryAttack
+from udc_ray.attacks.query import Answer
 from udc_ray.crafted import Crafted
-from udc_ray.crafting import Goals, craft_by_queries
+from udc_ray.crafting import Goals
 from udc_ray.errors import UserError
 from udc_ray.host import Host
+from udc_ray.hosting import make_host
+from udc_ray.in_process import chains_of
 from udc_ray.meter import Pulse
 from udc_ray.plan import Unit
 from udc_ray.probe import Resolved
 from udc_ray.results import UnitResult
 from udc_ray.setup import HostSetup
+from udc_ray.stepping import is_stepped, lanes_of
 from udc_ray.views import View
-from udc_ray_cluster.losses import Lost, first_line, node_ended
-from udc_ray_cluster.placement import Kind
+from udc_ray_cluster.losses import Lost
+from udc_ray_cluster.placement import IN_FLIGHT, Kind
 from udc_ray_cluster.seats import Arrival, Tickets, arrival
+from udc_ray_cluster.stepping import StepperActor
 
 
 class HostActor:
@@ -33,7 +35,7 @@ class HostActor:
     def __init__(self, setup: HostSetup, device: str, name: str) -> None:
         # An actor whose constructor raises is dead to its callers, and they learn nothing but that.
         try:
-            self._host: Host | UserError = Host(setup, device=device, name=name)
+            self._host: Host | UserError = make_host(setup, device=device, name=name)
         except UserError as error:
             self._host = error
         self._tickets = Tickets()
@@ -66,6 +68,11 @@ class HostActor:
         """See `Host.configure`."""
         self.host.configure(resolved)
 
+    def speeds(self, victims: Sequence[int], seconds: float) -> dict[int, float]:
+        """See `Host.speeds`."""
+        with self.host.meter.work("a probe of the speed"):
+            return self.host.speeds(victims, seconds)
+
     def keep(self, defences: Collection[int]) -> None:
         """See `Host.keep`."""
         self.host.keep(defences)
@@ -82,7 +89,7 @@ class HostActor:
         """See `Host.goals`."""
         return self.host.goals(unit)
 
-    def score(self, request: ScoreRequest) -> list[float]:
+    def score(self, request: ScoreRequest) -> list[Answer]:
         """See `Host.score`."""
         return self.host.score(request)
 
@@ -99,34 +106,24 @@ class HostActor:
         """See `Host.describe`."""
         return self.host.describe()
 
-
-def query_unit(setup: HostSetup, unit: Unit, host: Any) -> UnitResult | Lost:
-    """Step the machines of a unit here, on a CPU; only candidates travel to the host."""
-    asked = 0
-
-    def score(request: ScoreRequest) -> list[float]:
-        nonlocal asked
-        answer: list[float] = ray.get(host.score.remote(request))
-        asked += len(request.image_ids)
-        return answer
-
-    try:
-        crafted = craft_by_queries(setup, unit, ray.get(host.goals.remote(unit)), score)
-        result: UnitResult = ray.get(host.finish.remote(unit, crafted))
-    except ray.exceptions.RayActorError as error:
-        return Lost(reason=first_line(error), asked=asked, host=True, node_ended=node_ended(error))
-    return result
+    def close(self) -> None:
+        """See `Host.close`."""
+        self.host.close()
 
 
-def _is_stepped(setup: HostSetup, unit: Unit) -> bool:
-    return isinstance(setup.plan.attacks[unit.attack].attack, QueryAttack)
+def _load(setup: HostSetup, unit: Unit) -> float:
+    """Share of a host that a unit takes; query units, until their chains fill the batches under way."""
+    if not is_stepped(setup, unit):
+        return 1 / IN_FLIGHT
+    return min(1 / IN_FLIGHT, chains_of(setup, unit) / lanes_of(setup).chains)
 
 
 HOSTS = Kind(
     actor=HostActor,
-    step=query_unit,
-    is_stepped=_is_stepped,
+    stepper=StepperActor,
+    is_stepped=is_stepped,
     cost=lambda setup, unit: float(setup.plan.cost(unit)),
+    load=_load,
     victim=lambda unit: int(unit.victim),
     keep=lambda unit: frozenset({unit.victim, *(cell.defence for cell in unit.cells)}),
 )

@@ -19,7 +19,7 @@ from udc_ray.doctor import Examination
 from udc_ray.environment import versions
 from udc_ray.errors import Interrupted
 from udc_ray.places import with_places
-from udc_ray.run import Settings
+from udc_ray.run import DryRun, Settings
 from udc_ray.spec import parse_spec
 from udc_ray.trouble import explain
 from udc_ray_cluster.doctor import examine_cluster
@@ -81,9 +81,13 @@ def _evaluate(request: Request, submission_id: str, teller: Teller) -> None:
             retry_failed=request.resume is not None,
             patience=LOCK_PATIENCE_SECONDS,
             job=submission_id,
+            **request.options,
         )
-        finished = evaluate_here(spec, teller, settings, root)
-    teller.tell("report", finished=finished.to_json())
+        try:
+            finished = evaluate_here(spec, teller, settings, root).to_json()
+        except DryRun:
+            finished = None
+    teller.tell("report", finished=finished)
 
 
 def _doctor(request: Request, submission_id: str, teller: Teller) -> None:
@@ -92,7 +96,7 @@ def _doctor(request: Request, submission_id: str, teller: Teller) -> None:
     teller.tell("report", findings=[asdict(finding) for finding in found])
 
 
-COMMANDS: dict[str, Command] = {"evaluate": _evaluate, "doctor": _doctor}
+COMMANDS: dict[str, Command] = {"evaluate": _evaluate, "campaign": _evaluate, "doctor": _doctor}
 """Every long command that can be submitted."""
 
 

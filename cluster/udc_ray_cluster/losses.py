@@ -24,6 +24,7 @@ class Lost:
         host: whether the host is given up: it is dead, or nobody can say.
         node_ended: its node went, announced or not, so nobody is to blame.
         recalled: it was taken back before it was begun.
+        told: a stepper said it, which lives.
     """
 
     reason: str
@@ -31,6 +32,7 @@ class Lost:
     host: bool = False
     node_ended: bool = False
     recalled: bool = False
+    told: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

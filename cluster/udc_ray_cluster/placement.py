@@ -23,6 +23,7 @@ class Placement:
         num_cpus: CPUs that Ray reserves for a host.
         num_gpus: GPUs, or a share of one.
         silence_s: seconds without progress after which a host is hung.
+        calls: calls that a host works on at once; more than one where it waits for others, and computes nothing.
     """
 
     least: int
@@ -30,6 +31,7 @@ class Placement:
     num_cpus: float = 0
     num_gpus: float = 0
     silence_s: float = 600
+    calls: int = 1
 
 
 def place(run: RunSettings, device: str, *, existing: bool, gpus: float = 0) -> Placement:
@@ -52,6 +54,12 @@ def place(run: RunSettings, device: str, *, existing: bool, gpus: float = 0) -> 
     if share:
         most = max(1, min(most, int(gpus / share)))
     return Placement(least=min(run.hosts, most), most=most, num_gpus=share, silence_s=silence_s)
+
+
+def place_metered(run: RunSettings, concurrency: int) -> Placement:
+    """Placement of the one host that asks a metered target, as there is one account of it."""
+    # beside the requests: goals and scores of a unit, and the errands of the pool
+    return Placement(least=1, most=1, silence_s=60 * run.silence_minutes, calls=concurrency + 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +102,19 @@ class Kind:
 
     Attributes:
         actor: class of the hosts.
-        step: a task (setup, unit, actor) that steps a unit from outside the host, on a CPU.
-        is_stepped: whether a unit goes by way of `step`.
+        stepper: class of the actor that steps units from outside the host, on a CPU; made from (setup, actor of
+            the host), it answers `step` (a unit), `halt` (an ending) and `snapshot`. None where nothing is stepped.
+        is_stepped: whether a unit goes by way of the stepper.
         cost: expected cost of a unit, in a unit of its own.
+        load: share of a host that a unit takes while it is held; a host takes more until it is full.
         victim: which victim a unit attacks.
         keep: what a host must hold for a unit; the rest it may let go.
     """
 
     actor: type
-    step: Callable[..., Any]
+    stepper: type | None
     is_stepped: Callable[[Any, Any], bool]
     cost: Callable[[Any, Any], float]
+    load: Callable[[Any, Any], float]
     victim: Callable[[Any], int]
     keep: Callable[[Any], frozenset[int]]

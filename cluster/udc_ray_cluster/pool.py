@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from udc_ray.pool import Outcome, Stop, never
+from udc_ray.errors import UserError
+from udc_ray.pool import Ending, Keep, Outcome, Stop, keep_nothing, never
 from udc_ray_cluster.crew import Crew
 from udc_ray_cluster.losses import GET_SECONDS, Failed, Lost, could_not_begin, fetch
 from udc_ray_cluster.placement import Kind, Placement
 from udc_ray_cluster.scheduling import Move, Piece, Scheduler
 from udc_ray_cluster.seats import Seat
+from udc_ray_cluster.steppers import Steppers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,13 +48,18 @@ ERRANDS = 3
 
 @dataclass(eq=False, kw_only=True)
 class Flight:
-    """A unit on its way."""
+    """A unit on its way; `stepper` is the actor that steps it, None where it runs whole on its host."""
 
     piece: Piece
     seat: Seat
     started: float
-    stepped: bool
+    stepper: Any
     ticket: int
+
+    @property
+    def stepped(self) -> bool:
+        """Whether it is stepped from outside its host."""
+        return self.stepper is not None
 
 
 def _quiet(text: str) -> None:
@@ -83,12 +89,12 @@ class RayPool:
             from udc_ray_cluster.host import HOSTS  # needs torch, which simulated hosts do without
 
             kind = HOSTS
-        self.setup, self.kind, self._setup_ref = setup, kind, ray.put(setup)
-        self._step = ray.remote(kind.step)
+        self.setup, self.kind, self._setup_ref, self._placement = setup, kind, ray.put(setup), placement
         self._crew = Crew(kind, placement, device, note)
         self._crew.open(self._setup_ref)
         self._flights: dict[Any, Flight] = {}
         self._recalls: dict[Any, Any] = {}
+        self._steppers = Steppers(kind.stepper)
         self._scheduler = self._crew.scheduler
 
     @property
@@ -124,18 +130,21 @@ class RayPool:
         for seat in self.seats:
             seat.actor.configure.remote(resolved)
 
-    def map_unordered(self, units: Iterable[Unit], stop: Stop = never) -> Iterator[Outcome]:
+    def speeds(self, victims: Sequence[int], seconds: float) -> dict[int, float]:
+        """See `WorkPool`."""
+        found: dict[int, float] = self._errand("speeds", victims, seconds)
+        return found
+
+    def map_unordered(self, units: Iterable[Unit], stop: Stop = never, keep: Keep = keep_nothing) -> Iterator[Outcome]:
         """Yield outcomes as they come; see `WorkPool`."""
-        self._scheduler = Scheduler(
-            Piece(unit=u, victim=self.kind.victim(u), cost=self.kind.cost(self.setup, u)) for u in units
-        )
+        self._scheduler = Scheduler(map(self._piece, units))
         self._flights.clear()
         self._recalls.clear()
         self._crew.serve(self._scheduler)
         ended: deque[Outcome] = deque()
         while True:
-            if self._scheduler.waiting and stop():
-                self._scheduler.clear()
+            self._end_early(stop())
+            self._steppers.keep(keep)
             self._crew.tend(self._scheduler.waiting)
             if len(ended) <= len(self.seats):  # whoever takes the outcomes sets the pace
                 self._launch_all()
@@ -143,6 +152,7 @@ class RayPool:
                 return
             for ref in self._answered(0.0 if ended else TICK_SECONDS):
                 ended.extend(self._land(ref))
+            self._steppers.sweep({id(flight.seat) for flight in self._flights.values()})
             self._take_back()
             turned = time.monotonic()
             while ended and time.monotonic() - turned < BUNDLE_SECONDS:
@@ -162,7 +172,20 @@ class RayPool:
 
     def close(self) -> None:
         """Let the hosts go."""
-        self._crew.close()
+        self._steppers.close()
+        self._crew.close(farewell=self._placement.calls > 1)
+
+    def _piece(self, unit: Unit) -> Piece:
+        kind, setup = self.kind, self.setup
+        return Piece(unit=unit, victim=kind.victim(unit), cost=kind.cost(setup, unit), load=kind.load(setup, unit))
+
+    def _end_early(self, ending: Ending | None) -> None:
+        if ending is None:
+            return
+        if self._scheduler.waiting:
+            self._scheduler.clear()
+        if ending != "finish":
+            self._steppers.halt(ending)
 
     def _errand(self, method: str, *arguments: Any) -> Any:
         """Ask the smallest idle host for what is no unit; where it is lost, ask another one."""
@@ -228,20 +251,9 @@ class RayPool:
             seat.keeps = needed
             seat.actor.keep.remote(needed)
         seat.tickets += 1
-        if stepped:
-            ref = self._step.options(**self._beside(seat)).remote(self._setup_ref, piece.unit, seat.actor)
-        else:
-            ref = seat.actor.run.remote(piece.unit, seat.tickets)
-        self._flights[ref] = Flight(piece=piece, seat=seat, started=now, stepped=stepped, ticket=seat.tickets)
-
-    def _beside(self, seat: Seat) -> dict[str, Any]:
-        """Options of a task that talks to a host all the time: on its node, so that candidates stay in its memory.
-
-        It reserves nothing, so it never waits for a place, and is not retried by Ray.
-        """
-        node = seat.arrived.node if seat.arrived is not None else ""
-        affinity = NodeAffinitySchedulingStrategy(node_id=node, soft=True)
-        return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": affinity}
+        stepper = self._steppers.beside(seat, self._setup_ref) if stepped else None
+        call = seat.actor.run.remote(piece.unit, seat.tickets) if stepper is None else stepper.step.remote(piece.unit)
+        self._flights[call] = Flight(piece=piece, seat=seat, started=now, stepper=stepper, ticket=seat.tickets)
 
     def _recall(self, seats: dict[str, Seat], now: float) -> None:
         """Ask for units back that have not begun: where another host would end them earlier, or the node is ending."""
@@ -273,11 +285,15 @@ class RayPool:
         overdue = seat.gone_at is not None and now - seat.gone_at > LANDING_SECONDS
         answer = fetch(ref, 0.0 if overdue else GET_SECONDS)
         if isinstance(answer, Lost):
-            if overdue and flight.stepped:
-                ray.cancel(ref, force=True)
+            if flight.stepped and not answer.told:
+                if seat.stepper is flight.stepper:  # else another one steps there already
+                    self._steppers.drop(seat)
+                answer = replace(answer, host=False)
             return self._lose(flight, answer)
         self._scheduler.landed(seat.desk, piece, now, done=not isinstance(answer, Failed))
         if isinstance(answer, Failed):
+            if isinstance(answer.error, UserError) and answer.error.ends_run:
+                raise answer.error
             return [self._outcome(flight, error=answer.line)]
         return [self._outcome(flight, result=answer)]
 
@@ -294,7 +310,8 @@ class RayPool:
             if not (seat.announced or lost.node_ended):
                 # Whatever the host held may have been its death, and flies alone from now on; a death is counted
                 # only against what was surely at work.
-                piece.suspect = True
+                # What is stepped shares its host with many, and is suspected only when it is lost again.
+                piece.suspect = not flight.stepped or piece.retries > 1
                 piece.deaths += self._is_to_blame(flight)
         if piece.deaths >= DEATHS_ALLOWED:
             return [self._outcome(flight, error=f"its hosts died {piece.deaths} times: {lost.reason}")]

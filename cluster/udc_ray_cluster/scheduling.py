@@ -9,6 +9,7 @@ end it earlier. Times are predicted from what desks and victims took so far.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ MOVE_PENALTY = 1.01
 """Of two desks that would end a unit at the same time, the one that has its models gets it."""
 MEMORY = 0.8
 """Weight of the past when a new time is measured."""
+FULL = 1e-6
+"""A desk with less room than that takes nothing."""
 SLOWEST, FASTEST = 20.0, 0.05
 """Bounds of a desk's measured slowness; one odd unit must not banish a host."""
 
@@ -36,6 +39,7 @@ class Piece:
         unit: the unit.
         victim: index of its victim.
         cost: expected cost, in a unit of its own.
+        load: share of a desk that it takes while it is held.
         deaths: hosts that died while they worked on it.
         retries: executions that were lost, for whatever reason.
         reexecuted: queries asked in them.
@@ -46,6 +50,7 @@ class Piece:
     unit: Any
     victim: int
     cost: float
+    load: float = 1 / IN_FLIGHT
     deaths: int = 0
     retries: int = 0
     reexecuted: int = 0
@@ -65,6 +70,11 @@ class Desk:
     """When the unit at work was begun."""
     seconds: float = 0.0
     predicted: float = 0.0
+
+    @property
+    def room(self) -> float:
+        """What is left of the desk."""
+        return 1 - sum(piece.load for piece in self.held)
 
     @property
     def slowness(self) -> float:
@@ -107,7 +117,9 @@ class Scheduler:
         self._suspects: deque[Piece] = deque()
         self._first: int | None = None
         self._measured = False
+        self._held_by_one = IN_FLIGHT
         for piece in pieces:
+            self._held_by_one = max(self._held_by_one, math.ceil(1 / piece.load))
             self._first = piece.victim if self._first is None else self._first
             self._push(piece)
 
@@ -163,7 +175,7 @@ class Scheduler:
         takers = [d for d in self.desks if self._takes(d)]
         for desk in sorted(takers, key=lambda d: len(d.held))[: len(self._suspects)]:
             takers.remove(desk)  # it runs empty, for a suspect
-        while takers and self._unsuspected >= IN_FLIGHT * len(self.desks):
+        while takers and self._unsuspected >= self._held_by_one * len(self.desks):
             desk = min(takers, key=lambda d: len(d.held))
             queue = self._queues[self._victim_for(desk)]
             moves.append(self._hand(desk, self._pop(queue), now))
@@ -209,13 +221,13 @@ class Scheduler:
         home = np.array([-1 if d.victim is None else d.victim for d in desks])
         queues = [q for q in self._queues.values() if q.pieces]
         waiting = sorted((p for q in queues for p in q.pieces), key=lambda p: -p.cost * self._rate(p.victim))
-        moves, room = [], {d.name: IN_FLIGHT - len(d.held) for d in takers}
+        moves, room = [], {d.name: d.room for d in takers}
         for piece in waiting:
             ends = free + piece.cost * self._rate(piece.victim) * slow
             best = int(np.argmin(ends * np.where((home == piece.victim) | (home == -1), 1.0, MOVE_PENALTY)))
             free[best] = ends[best]
-            if room.get(desks[best].name, 0) > 0:
-                room[desks[best].name] -= 1
+            if room.get(desks[best].name, 0) > FULL:
+                room[desks[best].name] -= piece.load
                 self._queues[piece.victim].pieces.remove(piece)
                 self._queues[piece.victim].cost -= piece.cost
                 moves.append(self._hand(desks[best], piece, now))
@@ -230,7 +242,7 @@ class Scheduler:
         return head + sum(self.seconds(p, desk) for p in desk.held[1:])
 
     def _takes(self, desk: Desk) -> bool:
-        return desk.open and len(desk.held) < IN_FLIGHT and not desk.alone
+        return desk.open and desk.room > FULL and not desk.alone
 
     def _victim_for(self, desk: Desk) -> int:
         """The victim that a desk serves next; there is work for one at least."""

@@ -92,6 +92,7 @@ class Seat:
         announced: its node had announced its end.
         keeps: the defences that it may hold models of.
         tickets: calls that were sent to it.
+        stepper: the actor that steps its query units, once there were any.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Seat:
     announced: bool = False
     keeps: frozenset[int] = frozenset()
     tickets: int = 0
+    stepper: Any = None
 
     @property
     def ready(self) -> bool:
@@ -134,7 +136,7 @@ class Seats:
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,  # the pool asks for another one itself, so that it knows
             "max_task_retries": 0,
-            "max_concurrency": 1,
+            "max_concurrency": placement.calls,
         }
         for name in BESIDE:  # marked here, as clients through ray:// cannot name a group with a call
             ray.method(concurrency_group=PULSE)(getattr(kind.actor, name))

@@ -66,6 +66,10 @@ class Attack(Params):
         """Roughly how many forward passes an image takes, a gradient counting for three; for planning only."""
         return 1
 
+    def weight_hashes(self) -> dict[str, str]:
+        """sha256 of every weights file that the attack brings, by a name that is no path; most bring none."""
+        return {}
+
     @property
     def stream(self) -> str:
         """Name under which the attack's own draws are keyed."""

@@ -1,21 +1,23 @@
-"""Carlini & Wagner's L2 attack (2017), for a target that returns an image.
+"""Carlini & Wagner's L2 attack (2017), for a target that returns an image, or logits.
 
-Success is a declared damage (a PSNR drop of 3 dB, say) instead of another label. Minimises
-||x' - x||_2^2 + c * max(0, f(x')), f = 10 log10(goal / loss) + confidence, in decibels: for a loss that
-is an MSE, f is the PSNR of the output minus the PSNR that the goal asks for. x' = (tanh w + 1) / 2.
+Minimises ||x' - x||_2^2 + c * max(0, f(x')), x' = (tanh w + 1) / 2. For a restorer success is a declared damage (a PSNR
+drop of 3 dB, say), and f = 10 log10(goal / loss) + confidence, in decibels: for a loss that is an MSE, f is the
+PSNR of the output minus the PSNR that the goal asks for. For a classifier f is the paper's f6, untargeted: the true
+class's logit minus the largest other one, plus confidence.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from udc_ray.attacks.base import AttackResult, Best, Gradient, GradientAttack, GradientTarget, Problem
+from udc_ray.attacks.objectives import Margin
 from udc_ray.attacks.threat import l2_norm
 from udc_ray.params import Amount
 from udc_ray.tape import normal_like
@@ -31,7 +33,7 @@ IMPROVEMENT = 0.9999
 
 
 class CarliniWagnerL2(GradientAttack):
-    """The smallest L2 perturbation that does the declared damage.
+    """The smallest L2 perturbation that does the declared damage, or makes a classifier miss the class.
 
     The gradient comes from the unclamped output; whether an iterate succeeds is judged by its score
     as reported, at the storage depth, and the penalty stays on until it does. Without any success the
@@ -51,7 +53,7 @@ class CarliniWagnerL2(GradientAttack):
     initial_const: Amount = Field(default=1e-3, gt=0)
     """First c."""
     confidence: float = Field(default=0.0, ge=0)
-    """Decibels by which the goal has to be surpassed."""
+    """Decibels, or logits of a classifier, by which the goal has to be surpassed."""
     abort_early: bool = True
     """Stop an image's descent when its loss has not fallen over a tenth of the iterations."""
 
@@ -122,6 +124,58 @@ class _Search:
         self.const_B = torch.where(bounded_B, (self.low_B + self.high_B) / 2, self.const_B * 10)
 
 
+class _Hinge(Protocol):
+    """f of the paper, of scores and losses."""
+
+    def needed(self, goal_B: Tensor, confidence: float) -> Tensor:
+        """Score from which on f is 0."""
+        ...
+
+    def missing(self, needed: float, score: float) -> float:
+        """f, where it is above 0."""
+        ...
+
+    def weight(self, const_B: Tensor, loss_B: Tensor) -> Tensor:
+        """Minus the derivative of c f with respect to the loss."""
+        ...
+
+    def flat(self, loss_B: Tensor) -> Tensor:
+        """Where that is of no use."""
+        ...
+
+
+class _Decibels:
+    """See `_Hinge`; of a damage above 0."""
+
+    def needed(self, goal_B: Tensor, confidence: float) -> Tensor:
+        return goal_B.double() * 10 ** (confidence / 10)
+
+    def missing(self, needed: float, score: float) -> float:
+        return max(0.0, 10 * math.log10(needed / max(score, NOTHING)))
+
+    def weight(self, const_B: Tensor, loss_B: Tensor) -> Tensor:
+        return const_B * 10 / math.log(10) / loss_B.clamp(min=NOTHING)
+
+    def flat(self, loss_B: Tensor) -> Tensor:
+        return loss_B < NOTHING
+
+
+class _Logits:
+    """See `_Hinge`; of a margin, the largest other logit minus the true one."""
+
+    def needed(self, goal_B: Tensor, confidence: float) -> Tensor:
+        return goal_B.double() + confidence
+
+    def missing(self, needed: float, score: float) -> float:
+        return max(0.0, needed - score)
+
+    def weight(self, const_B: Tensor, loss_B: Tensor) -> Tensor:
+        return const_B
+
+    def flat(self, loss_B: Tensor) -> Tensor:
+        return torch.zeros_like(loss_B, dtype=torch.bool)
+
+
 class _Descent:
     """One Adam descent with fixed c per image.
 
@@ -134,7 +188,10 @@ class _Descent:
         self.x = problem.x_BCHW
         self.rows = [torch.atanh((2 * x_CHW - 1) * INSIDE).requires_grad_(True) for x_CHW in self.x]
         self.adam = torch.optim.Adam(self.rows, lr=attack.rate)
-        self.needed_B = problem.goal_B.double() * 10 ** (attack.confidence / 10)
+        classifies = target.objective.task == "classification"
+        self.hinge: _Hinge = _Logits() if classifies else _Decibels()
+        self.loss = Margin().loss if classifies else target.objective.loss
+        self.needed_B = self.hinge.needed(problem.goal_B, attack.confidence)
         self.active_B = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         self.succeeded_B = torch.zeros_like(self.active_B)
         self.checked_B = torch.full_like(search.const_B, math.inf)
@@ -155,7 +212,7 @@ class _Descent:
         """Evaluate the present iterate, keep it, and move on; returns the minimised value per image."""
         inside = (torch.stack([torch.tanh(w_CHW.detach()) for w_CHW in self.rows]) + 1) / 2
         stored = self.attack.threat.store(inside, self.x)
-        found = self.target.gradient(stored, step, active_B=self.active_B)
+        found = self.target.gradient(stored, step, loss=self.loss, active_B=self.active_B)
         l2_B, score_B = l2_norm(stored - self.x), found.score_B.double()
         reached_B = score_B >= self.needed_B
         success_B = reached_B & self.active_B
@@ -166,17 +223,17 @@ class _Descent:
         return l2_B.square() + self.search.const_B * self._shortfall(score_B)
 
     def _shortfall(self, score_B: Tensor) -> Tensor:
-        """Decibels that the reported scores lack; one by one, as a vector's log10 has two roundings too."""
-        pairs = zip(self.needed_B.tolist(), score_B.clamp(min=NOTHING).tolist(), strict=True)
-        missing = [max(0.0, 10 * math.log10(needed / score)) for needed, score in pairs]
+        """What the reported scores lack; one by one, as a vector's log10 has two roundings too."""
+        pairs = zip(self.needed_B.tolist(), score_B.tolist(), strict=True)
+        missing = [self.hinge.missing(needed, score) for needed, score in pairs]
         return torch.tensor(missing, dtype=torch.float64, device=score_B.device)
 
     def _move(self, inside: Tensor, found: Gradient, reached_B: Tensor, step: int) -> None:
-        """One Adam step of the images that are active; the gradient of f is -10 / (ln 10 loss) grad loss."""
+        """One Adam step of the images that are active; in dB the gradient of f is -10 / (ln 10 loss) grad loss."""
         damage = torch.nan_to_num(found.gradient_BCHW, nan=0.0, posinf=0.0, neginf=0.0)
         loss_B = found.loss_B.double()
-        lost_B = ~reached_B & ((loss_B < NOTHING) | (damage.flatten(1).abs().amax(dim=1) == 0))
-        weight_B = self.search.const_B * 10 / math.log(10) / loss_B.clamp(min=NOTHING)
+        lost_B = ~reached_B & (self.hinge.flat(loss_B) | (damage.flatten(1).abs().amax(dim=1) == 0))
+        weight_B = self.hinge.weight(self.search.const_B, loss_B)
         weight_B = torch.where(reached_B | lost_B, torch.zeros_like(weight_B), weight_B)
         slope = 2 * (inside - self.x) - weight_B.to(damage.dtype)[:, None, None, None] * damage
         slope = slope * 2 * inside * (1 - inside)

@@ -1,69 +1,96 @@
-"""Steps the ask/tell machines of a few images and keeps the batches of the target full."""
+"""Steps ask/tell machines: every chain asks, waits for its answers, and is told, until it is done or halted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
+from udc_ray.attacks.batcher import Batcher, Seat
+from udc_ray.attacks.oracle import ChainKey, Oracle, TargetSpent
+from udc_ray.attacks.query import Machine, QueryAttack, QueryProblem, State
+from udc_ray.pool import Ending
 
-from udc_ray.attacks.oracle import Oracle
-from udc_ray.attacks.query import Machine, QueryAttack
-from udc_ray.tape import Tape
-
-ChainKey = tuple[str, int]
-"""Image id and restart: one chain of queries."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
+class Halt:
+    """Set to ``cut`` or ``save`` by whoever wants the chains to end before they are done."""
+
+    ending: Ending | None = None
+
+
+@dataclass(kw_only=True)
 class Chain:
-    """One machine and the shape its candidates have."""
+    """One machine on its way.
+
+    Attributes:
+        key: image id and restart.
+        machine: the machine.
+        goal: score from which on the image counts as a success.
+        cut: it was ended before its own end: by a cap below its budget, or a halt.
+    """
 
     key: ChainKey
     machine: Machine
-    shape: torch.Size
+    goal: float
+    cut: bool = False
 
 
-def start_chains(attack: QueryAttack, images: dict[str, Tensor], goals: dict[str, float], seed: int) -> list[Chain]:
-    """One machine for every image and restart."""
+def start_chains(
+    attack: QueryAttack, problems: Sequence[QueryProblem], states: Mapping[ChainKey, State] | None = None
+) -> list[Chain]:
+    """One chain for every problem, from its saved state where there is one; not from beyond the budget."""
     chains = []
-    for image_id, x_CHW in images.items():
-        for restart in range(attack.restarts):
-            tape = Tape(seed=seed, image_ids=(image_id,), stream="attack", restart=restart)
-            machine = attack.start(x_CHW, tape, goals[image_id])
-            chains.append(Chain(key=(image_id, restart), machine=machine, shape=x_CHW.shape))
+    for problem in problems:
+        key = (problem.tape.image_ids[0], problem.tape.restart)
+        machine = attack.machine(problem, (states or {}).get(key))
+        if machine.asked > attack.budget:  # the budget was larger then
+            machine = attack.machine(problem)
+        chains.append(Chain(key=key, machine=machine, goal=problem.goal))
     return chains
 
 
-def drive(chains: list[Chain], oracle: Oracle, slots: int) -> None:
-    """Run all chains to their end, `slots` candidates of one shape at a time.
-
-    A chain that ends frees its slot for the next one at once.
-    """
-    for shape in dict.fromkeys(chain.shape for chain in chains):
-        waiting = [c for c in chains if c.shape == shape and not c.machine.done]
-        live, waiting = waiting[:slots], waiting[slots:]
-        while live:
-            _step(live, oracle, slots)
-            live = [c for c in live if not c.machine.done]
-            refill = slots - len(live)
-            live, waiting = live + waiting[:refill], waiting[refill:]
-
-
-def _step(live: list[Chain], oracle: Oracle, slots: int) -> None:
-    """Ask every live chain, score the candidates in full batches, and tell."""
-    asked = [(chain, chain.machine.ask()) for chain in live]
-    flat = [(chain.key, candidate) for chain, candidates in asked for candidate in candidates]
-    scores: list[float] = []
-    for batch in _batches(flat, slots):
-        scores += oracle.answer([key for key, _ in batch], torch.stack([x for _, x in batch]))
-    position = 0
-    for chain, candidates in asked:
-        chain.machine.tell(scores[position : position + len(candidates)])
-        position += len(candidates)
+async def drive(chains: Sequence[Chain], oracle: Oracle, batcher: Batcher, halt: Halt | None = None) -> None:
+    """Run chains to their end, all at once; the first error ends the others."""
+    seats = [batcher.join() for _ in chains]  # all before the first asks, so that no batch leaves for want of them
+    tasks = [
+        asyncio.create_task(_run(chain, seat, oracle, halt or Halt()))
+        for chain, seat in zip(chains, seats, strict=True)
+    ]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for seat in seats:
+            seat.leave()
 
 
-def _batches(flat: list[tuple[ChainKey, Tensor]], slots: int) -> Iterator[list[tuple[ChainKey, Tensor]]]:
-    for start in range(0, len(flat), slots):
-        yield flat[start : start + slots]
+async def _run(chain: Chain, seat: Seat, oracle: Oracle, halt: Halt) -> None:
+    while not chain.machine.done:
+        ask = chain.machine.ask()
+        if halt.ending is not None or not oracle.affords(chain.key, len(ask.x_KCHW)):
+            chain.cut = True
+            break
+        try:
+            answers = await oracle.answer(chain.key, ask, chain.goal)
+        except TargetSpent:
+            chain.cut = True
+            break
+        chain.machine.tell(answers)
+    seat.leave()
+
+
+def run_here(work: Coroutine[Any, Any, T]) -> T:
+    """Run to its end from code that does not await; in a notebook, whose loop is running already, in a thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()

@@ -8,11 +8,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from udc_ray.attacks.hillclimb import HillClimb, as_float32
+from udc_ray.attacks.machine import HillClimb, as_float32
 from udc_ray.attacks.projections import radius
-from udc_ray.attacks.query import QueryAttack, State
+from udc_ray.attacks.query import QueryAttack, QueryProblem
 from udc_ray.params import Amount
-from udc_ray.tape import Tape
 
 PAPER_SHARE = 8
 """The paper keeps 28 of 224 frequencies a side: an eighth."""
@@ -52,37 +51,33 @@ class SimBA(QueryAttack):
             return channels, min(self.freq_dims, height), min(self.freq_dims, width)
         return channels, -(-height // PAPER_SHARE), -(-width // PAPER_SHARE)
 
-    def start(self, x_CHW: Tensor, tape: Tape, goal: float) -> SimBAMachine:
+    def start(self, problem: QueryProblem) -> SimBAMachine:
         """Begin on one image."""
-        return SimBAMachine(self, x_CHW, tape, goal)
-
-    def restore(self, x_CHW: Tensor, tape: Tape, goal: float, state: State) -> SimBAMachine:
-        """Continue from a saved state."""
-        machine = SimBAMachine(self, x_CHW, tape, goal)
-        machine.load(state)
-        return machine
+        return SimBAMachine(self, problem)
 
 
 class SimBAMachine(HillClimb):
     """SimBA on one image; `delta` is the sum of the accepted basis images, clipped to ball and box."""
 
-    def __init__(self, attack: SimBA, x_CHW: Tensor, tape: Tape, goal: float) -> None:
-        super().__init__(attack, x_CHW, tape, goal)
+    SAVED = (*HillClimb.SAVED, "turn", "sign", "last_accepted", "sum_CHW")
+
+    def __init__(self, attack: SimBA, problem: QueryProblem) -> None:
+        super().__init__(attack, problem)
         self.attack = attack
-        self.size = attack.basis_size(tuple(x_CHW.shape))
+        self.size = attack.basis_size(tuple(problem.x_CHW.shape))
         self.count = int(np.prod(self.size))
         self.turn, self.sign = 0, 1
         """Coordinates finished so far, over all passes; sign that is tried next."""
         self.last_accepted = -1
-        self.sum_CHW = x_CHW
+        self.sum_CHW = problem.x_CHW
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
-    def propose(self) -> Tensor:
+    def candidate(self) -> Tensor:
         if self.asked == 0:
             return self.x_CHW
         return self.threat.store(self._moved()[None], self.x_CHW[None])[0]
 
-    def learn(self, better: bool) -> None:
+    def climb(self, better: bool) -> None:
         if self.asked == 1:
             return
         if better:
@@ -96,15 +91,6 @@ class SimBAMachine(HillClimb):
         """Whether the last whole pass, from its first coordinate on, changed nothing."""
         passes, within = divmod(self.turn, self.count)
         return passes > 0 and within == 0 and self.last_accepted < self.turn - self.count
-
-    def state(self) -> State:
-        own = {"turn": self.turn, "sign": self.sign, "last_accepted": self.last_accepted, "sum": self.sum_CHW.clone()}
-        return super().state() | own
-
-    def load(self, state: State) -> None:
-        self.turn, self.sign, self.last_accepted = state["turn"], state["sign"], state["last_accepted"]
-        self.sum_CHW = state["sum"].clone()
-        super().load(state)
 
     def _moved(self) -> Tensor:
         """The sum with the present basis image, before rounding."""

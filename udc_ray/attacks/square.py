@@ -10,11 +10,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from udc_ray.attacks.hillclimb import HillClimb, as_float32
+from udc_ray.attacks.machine import HillClimb, as_float32
 from udc_ray.attacks.projections import radius
-from udc_ray.attacks.query import QueryAttack, State
+from udc_ray.attacks.query import QueryAttack, QueryProblem
 from udc_ray.params import Amount
-from udc_ray.tape import Tape
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Iterations of 10,000 after which the share of the image that a window covers is halved."""
@@ -47,26 +46,19 @@ class Square(QueryAttack):
         smallest = 1 if self.norm == "linf" else 3
         return min(max(side, smallest), height, width)
 
-    def start(self, x_CHW: Tensor, tape: Tape, goal: float) -> HillClimb:
+    def start(self, problem: QueryProblem) -> HillClimb:
         """Begin on one image."""
-        machine = LinfSquare if self.norm == "linf" else L2Square
-        return machine(self, x_CHW, tape, goal)
-
-    def restore(self, x_CHW: Tensor, tape: Tape, goal: float, state: State) -> HillClimb:
-        """Continue from a saved state."""
-        machine = self.start(x_CHW, tape, goal)
-        machine.load(state)
-        return machine
+        return (LinfSquare if self.norm == "linf" else L2Square)(self, problem)
 
 
 class SquareMachine(HillClimb):
     """What both norms share."""
 
-    def __init__(self, attack: Square, x_CHW: Tensor, tape: Tape, goal: float) -> None:
-        super().__init__(attack, x_CHW, tape, goal)
+    def __init__(self, attack: Square, problem: QueryProblem) -> None:
+        super().__init__(attack, problem)
         self.attack = attack
         self.eps = radius(attack.threat)
-        self.shape: tuple[int, ...] = tuple(x_CHW.shape)
+        self.shape: tuple[int, ...] = tuple(problem.x_CHW.shape)
 
     def moved(self, delta_CHW: np.ndarray) -> Tensor:
         """The image that a perturbation makes, inside the threat."""
@@ -87,15 +79,21 @@ class SquareMachine(HillClimb):
 class LinfSquare(SquareMachine):
     """Windows of +-eps, one sign a channel (section 3.3 of the paper)."""
 
-    def propose(self) -> Tensor:
+    STARTS: ClassVar[int] = 2
+    """Queries that `beginning` takes."""
+
+    def beginning(self, rng: np.random.Generator) -> Tensor:
+        """The image of one of the first `STARTS` queries."""
+        channels, _, width = self.shape
+        shape = (channels, 1, width) if self.asked == 0 else self.shape
+        return self.moved(self.eps * np.broadcast_to(signs(rng, *shape), self.shape))
+
+    def candidate(self) -> Tensor:
         rng = self.generator(self.asked)
+        if self.asked < self.STARTS:
+            return self.beginning(rng)
         channels, height, width = self.shape
-        if self.asked == 0:
-            stripes = signs(rng, channels, 1, width)
-            return self.moved(self.eps * np.broadcast_to(stripes, self.shape))
-        if self.asked == 1:
-            return self.moved(self.eps * signs(rng, *self.shape))
-        rows, columns = self.corner(rng, self.attack.window(self.asked - 2, height, width))
+        rows, columns = self.corner(rng, self.attack.window(self.asked - self.STARTS, height, width))
         for _ in range(REDRAWS):
             delta = self.delta()
             delta[:, rows, columns] = self.eps * signs(rng, channels, 1, 1)
@@ -108,7 +106,7 @@ class LinfSquare(SquareMachine):
 class L2Square(SquareMachine):
     """Windows of bumps that take over the mass of another window (section 3.4, algorithm 3)."""
 
-    def propose(self) -> Tensor:
+    def candidate(self) -> Tensor:
         rng = self.generator(self.asked)
         return self._grid(rng) if self.asked == 0 else self._shifted(rng)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
-Depth = Literal["float", 8]
+Depth = Literal["float", 8, 16]
 
 
 def l2_norm(delta_BCHW: Tensor) -> Tensor:
@@ -23,15 +23,21 @@ def linf_norm(delta_BCHW: Tensor) -> Tensor:
     return delta_BCHW.double().flatten(1).abs().amax(dim=1)
 
 
-def to_8bit(candidate_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
-    """Round onto the 8-bit grid, towards the clean pixel, so that no norm grows.
+def to_grid(candidate_BCHW: Tensor, clean_BCHW: Tensor, bits: int = 8) -> Tensor:
+    """Round onto the grid of a storage depth, towards the clean pixel, so that no norm grows.
 
     A pixel with no grid value between its clean value and the candidate keeps its clean value
     (that happens only where the clean image is off the grid).
+
+    Args:
+        candidate_BCHW, clean_BCHW: images in [0, 1].
+        bits: 8 or 16.
     """
-    scaled, clean = candidate_BCHW.double() * 255, clean_BCHW.double()
+    levels = 2**bits - 1
+    slack = levels * 4e-7  # a few float32 steps at the top of the range: what is on the grid stays there
+    scaled, clean = candidate_BCHW.double() * levels, clean_BCHW.double()
     upwards = candidate_BCHW >= clean_BCHW
-    rounded = torch.where(upwards, torch.floor(scaled + 1e-4), torch.ceil(scaled - 1e-4)) / 255
+    rounded = torch.where(upwards, torch.floor(scaled + slack), torch.ceil(scaled - slack)) / levels
     passed = torch.where(upwards, clean - rounded, rounded - clean) > 1e-6
     return torch.where(passed, clean, rounded).clamp(0, 1).to(candidate_BCHW.dtype)
 
@@ -43,7 +49,7 @@ class Threat:
     Attributes:
         norm: ``linf``, or ``l2`` over all C*H*W values.
         eps: radius in units of the [0, 1] image; None for minimum-norm attacks (box only).
-        depth: ``float``, or 8 when the attacked image is stored with 8 bits.
+        depth: ``float``, or 8 or 16 when the attacked image is stored with so many bits.
     """
 
     norm: Norm
@@ -67,4 +73,4 @@ class Threat:
 
     def store(self, inside_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
         """An image that is inside ball and box already, at the storage depth."""
-        return inside_BCHW if self.depth == "float" else to_8bit(inside_BCHW, clean_BCHW)
+        return inside_BCHW if self.depth == "float" else to_grid(inside_BCHW, clean_BCHW, self.depth)

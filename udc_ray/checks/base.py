@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from udc_ray.metrics.statistics import CellRecords, PerImage
+from udc_ray.metrics.statistics import CellRecords, PerImage, difference
+from udc_ray.tasks import task_of
 
 Verdict = Literal["pass", "warn", "fail", "info"]
 Threat = tuple[str, float | None]
@@ -44,6 +45,74 @@ class CheckResult:
     def from_json(cls, values: dict[str, Any]) -> CheckResult:
         """Read back what `to_json` wrote; keys of later versions are left out."""
         return cls(**{k: v for k, v in values.items() if k in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """In what the quality of a cell is measured, and how much of it counts.
+
+    Attributes:
+        clean, noise, attacked: columns of the records.
+        black_box: by so much may a query attack beat the gradient attacks on the mean over images.
+        transfer: by so much may transferred images beat the adaptive attack on the mean over images.
+        monotone: by so much may the mean rise when the radius grows.
+        floor: an attack with a wide radius ends below it.
+        below_clean, below_noise: PGD has broken a model when it ends so far below both.
+        factor, unit: for messages.
+    """
+
+    clean: str
+    noise: str
+    attacked: str
+    black_box: float
+    transfer: float
+    monotone: float
+    floor: float
+    below_clean: float
+    below_noise: float
+    factor: float
+    unit: str
+
+    def show(self, value: float) -> str:
+        """A value in a message."""
+        return f"{self.factor * value:.2f} {self.unit}"
+
+    def drop(self, cell: CellRecords) -> PerImage:
+        """Clean minus attacked, per image."""
+        return difference(cell.per_image(self.clean), cell.per_image(self.attacked))
+
+
+DECIBELS = Scale(
+    clean="psnr_clean",
+    noise="psnr_noise",
+    attacked="psnr_adv",
+    black_box=0.2,
+    transfer=0.1,
+    monotone=0.1,
+    floor=12.0,  # about the PSNR of a flat grey image
+    below_clean=3.0,
+    below_noise=2.0,
+    factor=1.0,
+    unit="dB",
+)
+ACCURACY = Scale(
+    clean="score_clean",
+    noise="score_noise",
+    attacked="score_adv",
+    black_box=0.02,
+    transfer=0.02,
+    monotone=0.02,
+    floor=0.1,
+    below_clean=0.5,
+    below_noise=0.25,
+    factor=100.0,
+    unit="points",
+)
+
+
+def scale_of(cell: CellRecords) -> Scale:
+    """What a cell's quality is measured in, by its objective."""
+    return ACCURACY if task_of(cell.head.objective).quality == "score_adv" else DECIBELS
 
 
 def result(

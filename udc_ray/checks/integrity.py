@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from udc_ray.checks.base import CheckResult, Verdict, result
+from udc_ray.checks.base import CheckResult, Verdict, result, scale_of
 from udc_ray.metrics.statistics import CLAIM_SIZE, CellRecords, difference
 from udc_ray.records import Record
 
@@ -73,14 +73,14 @@ def randomness(cells: Sequence[CellRecords], random_defences: Collection[str]) -
 
 
 def _randomness(cell: CellRecords, declared: bool) -> CheckResult:
-    spread = 0.0
-    for column in ("psnr_clean", "psnr_adv"):
+    spread, scale = 0.0, scale_of(cell)
+    for column in (scale.clean, scale.attacked):
         for restarts in cell.samples(column).values():
             spread = max([spread, *(max(v) - min(v) for v in restarts.values())])
     samples = len({r.sample for r in cell.measured})
     if not (declared or spread > SPREAD_DB or any(r.nfe for r in cell.measured)):
         return result("10-randomness", cell, "info", spread, SPREAD_DB, "deterministic victim")
-    message = f"random victim: {samples} evaluation{'s' if samples > 1 else ''} per image, spread {spread:.2f} dB"
+    message = f"random victim: {samples} evaluation{'s' if samples > 1 else ''} per image, spread {scale.show(spread)}"
     return result("10-randomness", cell, "info", spread, SPREAD_DB, message)
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from udc_ray.checks.base import CheckResult, result, show
+from udc_ray.checks.base import CheckResult, result, scale_of
 from udc_ray.metrics.statistics import CellRecords, PerImage, mean_of
 
-MONOTONE_DB = 0.1
-"""By so much may the mean PSNR rise when the radius grows."""
 WIDE = 16.0
 """Ratio of the largest to the smallest radius from which on the floor must be reached."""
-FLOOR_DB = 12.0
-"""About the PSNR of a flat grey image; an attack with a wide radius ends below it."""
 UNBOUNDED_LINF = 1.0
 """The radius that holds the whole box."""
 UNBOUNDED_RATE = 0.95
@@ -26,7 +22,7 @@ def budget(cells: Sequence[CellRecords], requested: bool) -> list[CheckResult]:
     families: dict[tuple[str, ...], list[CellRecords]] = defaultdict(list)
     for cell in cells:
         head = cell.head
-        if head.eps is not None and cell.adaptive and cell.kind != "control" and cell.per_image("psnr_adv"):
+        if head.eps is not None and cell.adaptive and cell.kind != "control" and _left(cell):
             families[(head.attack, head.norm, head.defense, head.grad_mode, head.objective)].append(cell)
     ladders = [_strongest_by_radius(family) for family in families.values()]
     return [_ladder(ladder) for ladder in ladders if len(ladder) > 1] or [
@@ -36,23 +32,28 @@ def budget(cells: Sequence[CellRecords], requested: bool) -> list[CheckResult]:
 
 def _strongest_by_radius(family: list[CellRecords]) -> list[CellRecords]:
     ladder: dict[float, CellRecords] = {}
-    for cell in sorted(family, key=lambda c: (c.head.eps or 0.0, -mean_of(c.per_image("psnr_adv")))):
+    for cell in sorted(family, key=lambda c: (c.head.eps or 0.0, -mean_of(_left(c)))):
         ladder[cell.head.eps or 0.0] = cell
     return list(ladder.values())
 
 
+def _left(cell: CellRecords) -> PerImage:
+    """Attacked quality per image."""
+    return cell.per_image(scale_of(cell).attacked)
+
+
 def _ladder(ladder: list[CellRecords]) -> CheckResult:
-    psnr = [mean_of(c.per_image("psnr_adv")) for c in ladder]
-    rise, step = max((psnr[k] - psnr[k - 1], k) for k in range(1, len(psnr)))
+    scale, left = scale_of(ladder[0]), [mean_of(_left(c)) for c in ladder]
+    rise, step = max((left[k] - left[k - 1], k) for k in range(1, len(left)))
     last = ladder[-1]
-    if rise > MONOTONE_DB:
-        message = f"a larger radius harms less, by {show(rise)}: the attack or its gradients are broken"
-        return result("15-budget", ladder[step], "fail", rise, MONOTONE_DB, message)
-    if (last.head.eps or 0.0) >= WIDE * (ladder[0].head.eps or 1.0) and psnr[-1] > FLOOR_DB:
-        message = f"{show(psnr[-1])} are left at the largest radius, where nothing should be"
-        return result("15-budget", last, "fail", psnr[-1], FLOOR_DB, message)
-    message = f"damage grows with the radius, down to {show(psnr[-1])}"
-    return result("15-budget", last, "pass", rise, MONOTONE_DB, message)
+    if rise > scale.monotone:
+        message = f"a larger radius harms less, by {scale.show(rise)}: the attack or its gradients are broken"
+        return result("15-budget", ladder[step], "fail", rise, scale.monotone, message)
+    if (last.head.eps or 0.0) >= WIDE * (ladder[0].head.eps or 1.0) and left[-1] > scale.floor:
+        message = f"{scale.show(left[-1])} are left at the largest radius, where nothing should be"
+        return result("15-budget", last, "fail", left[-1], scale.floor, message)
+    message = f"damage grows with the radius, down to {scale.show(left[-1])}"
+    return result("15-budget", last, "pass", rise, scale.monotone, message)
 
 
 def unbounded(cells: Sequence[CellRecords], requested: bool) -> list[CheckResult]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from udc_ray.checks.base import CheckResult, lowest, result, same_attack, show, threat_of
+from udc_ray.checks.base import CheckResult, lowest, result, same_attack, scale_of, show, threat_of
 from udc_ray.metrics.statistics import CellRecords, difference, mean_of
 
+CONTROLS = ("noise", "clean-repeat")
+"""Attacks that are no attacks, but what skill is measured against."""
 SINGLE_STEP_DB = 0.1
 """By so much may FGSM beat PGD on an image (rounding, the random start)."""
-BLACK_BOX_DB = 0.2
-"""By so much may a query attack beat the gradient attacks on the mean over images."""
-TRANSFER_DB = 0.1
-"""By so much may transferred images beat the adaptive attack on the mean over images."""
 
 
 def iterative(cells: Sequence[CellRecords]) -> list[CheckResult]:
@@ -55,14 +53,16 @@ def white_box(cells: Sequence[CellRecords]) -> list[CheckResult]:
 
 
 def _white_box(query: CellRecords, rivals: Sequence[CellRecords]) -> CheckResult:
-    check, name = "13-white-box", query.head.attack
-    gap = difference(lowest(c.per_image("psnr_adv") for c in rivals), query.per_image("psnr_adv"))
-    strongest = min(rivals, key=lambda c: mean_of(c.per_image("psnr_adv")))
+    check, name, scale = "13-white-box", query.head.attack, scale_of(query)
+    allowed = scale.black_box
+    gap = difference(lowest(c.per_image(scale.attacked) for c in rivals), query.per_image(scale.attacked))
+    strongest = min(rivals, key=lambda c: mean_of(c.per_image(scale.attacked)))
     if not gap:
-        return result(check, strongest, "warn", None, BLACK_BOX_DB, f"no image in common with {name}")
+        return result(check, strongest, "warn", None, allowed, f"no image in common with {name}")
     mean, ahead = mean_of(gap), sum(value > 0 for value in gap.values())
-    message = f"{name} is ahead of the gradient attacks on {ahead} of {len(gap)} images, by {show(mean)} on the mean"
-    return result(check, strongest, "fail" if mean >= BLACK_BOX_DB else "pass", mean, BLACK_BOX_DB, message)
+    by = f"by {scale.show(mean)} on the mean"
+    message = f"{name} is ahead of the gradient attacks on {ahead} of {len(gap)} images, {by}"
+    return result(check, strongest, "fail" if mean >= allowed else "pass", mean, allowed, message)
 
 
 def adaptive(cells: Sequence[CellRecords]) -> list[CheckResult]:
@@ -72,33 +72,38 @@ def adaptive(cells: Sequence[CellRecords]) -> list[CheckResult]:
         if cell.adaptive and cell.head.defense != "none":
             blind = same_attack(cells, cell, cell.head.defense, "blind")
             results += [_against_transfer(cell, blind)] if blind is not None and blind.measured else []
-        if cell.kind != "control" and cell.head.attack != "noise":
+        if cell.kind != "control" and cell.head.attack not in CONTROLS:
             results.append(_against_noise(cell))
     return results
 
 
 def _against_transfer(cell: CellRecords, blind: CellRecords) -> CheckResult:
-    gap = difference(cell.per_image("psnr_adv"), blind.per_image("psnr_adv"))
+    check, scale = "14-adaptive-transfer", scale_of(cell)
+    gap = difference(cell.per_image(scale.attacked), blind.per_image(scale.attacked))
     if not gap:
-        return result("14-adaptive-transfer", cell, "warn", None, TRANSFER_DB, "no image in common with the blind run")
+        return result(check, cell, "warn", None, scale.transfer, "no image in common with the blind run")
     mean = mean_of(gap)
-    if mean > TRANSFER_DB:
-        message = f"images made against the undefended model harm more, by {show(mean)}: the adaptive attack is weak"
-        return result("14-adaptive-transfer", cell, "fail", mean, TRANSFER_DB, message)
-    return result("14-adaptive-transfer", cell, "pass", mean, TRANSFER_DB, "at least as strong as transferred images")
+    if mean > scale.transfer:
+        more = f"by {scale.show(mean)}: the adaptive attack is weak"
+        message = f"images made against the undefended model harm more, {more}"
+        return result(check, cell, "fail", mean, scale.transfer, message)
+    return result(check, cell, "pass", mean, scale.transfer, "at least as strong as transferred images")
 
 
 def _against_noise(cell: CellRecords) -> CheckResult:
-    gap = difference(cell.per_image("psnr_adv"), cell.per_image("psnr_noise"))
+    scale = scale_of(cell)
+    gap = difference(cell.per_image(scale.attacked), cell.per_image(scale.noise))
     if not gap:
         return result("14-adaptive-noise", cell, "fail", None, 0.0, "no noise control to compare with")
     mean = mean_of(gap)
     if mean < 0:
-        return result("14-adaptive-noise", cell, "pass", mean, 0.0, f"{show(-mean)} below random noise of equal size")
+        return result(
+            "14-adaptive-noise", cell, "pass", mean, 0.0, f"{scale.show(-mean)} below random noise of equal size"
+        )
     # A query attack may simply not have had the queries; gradients have no such excuse.
     few = cell.kind == "query"
     why = ": too few queries?" if few else ""
-    message = f"random noise of equal size harms as much or more, by {show(mean)}{why}"
+    message = f"random noise of equal size harms as much or more, by {scale.show(mean)}{why}"
     return result("14-adaptive-noise", cell, "warn" if few else "fail", mean, 0.0, message)
 
 

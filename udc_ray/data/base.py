@@ -12,7 +12,14 @@ from udc_ray.data.domains import Domain
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image: degraded input and truth, C x H x W float32 in [0, 1], canonical domain."""
+    """One image, and what a model should make of it.
+
+    Attributes:
+        image_id: its id.
+        degraded: what the model gets, C x H x W float32 in [0, 1], canonical domain.
+        truth: what it should answer: an image of the same shape and range, or the class of a labelled image
+            as an int64 tensor without axes; None where it is not known.
+    """
 
     image_id: str
     degraded: Tensor
@@ -28,7 +35,7 @@ class Dataset(Protocol):
             degraded images for pairs, to the given folder otherwise, the stem for one file.
         channels: 3 or 4.
         domain: canonical domain of the images.
-        has_truth: False with ``--no-reference``.
+        has_truth: whether the samples say what a model should make of them; False with ``--no-reference``.
     """
 
     @property

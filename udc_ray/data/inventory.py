@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,8 @@ def take_inventory(source: Source, layout: Layout) -> Inventory:
     Raises:
         DataError: there is nothing to list.
     """
+    if layout.open is openers.open_labels:
+        return _of_labels(source)
     if layout.open is openers.open_stacks:
         return _of_stacks(source)
     if layout.open is openers.open_synth and not openers.stored_psfs(source):
@@ -90,6 +93,21 @@ def _read_file(file: Place, channels: int) -> View:
     kind = "unknown" if stored is None else stored.type
     whites = {"linear": 1.0, "raw": RAW_WHITE, "srgb": 65535.0 if kind == "uint16" else 255.0}
     return View(picture, kind, whites[picture.kind])
+
+
+def _of_labels(source: Source) -> Inventory:
+    found = openers.open_labels(source, 3)
+    labels = Counter(int(truth) for i in found.image_ids if (truth := found.load(i).truth) is not None)
+    counts = ", ".join(f"{label}: {labels[label]}" for label in sorted(labels))
+    return Inventory(
+        degraded={i: partial(_read_labelled, found, i) for i in found.image_ids},
+        truths={},
+        notes=(f"images of {len(labels)} classes ({counts})",),
+    )
+
+
+def _read_labelled(found: openers.AnyData, image_id: str) -> View:
+    return View(Picture(found.load(image_id).degraded, "srgb"), "uint8", 255.0)
 
 
 def _of_stacks(source: Source) -> Inventory:

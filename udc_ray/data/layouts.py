@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from udc_ray.data import openers, synth
+from udc_ray.data import labelled, openers, synth
 from udc_ray.data.source import Source
 
 INPUT, LQ = "input", "lq"
@@ -119,6 +119,10 @@ def _pairs(source: Source) -> str:
     return source.pairs(*(p.degraded.name.lower() for p in source.parts))
 
 
+def _labelled(source: Source) -> str:
+    return "the arrays x and y in a .npz file" if labelled.is_labelled(source.where) else ""
+
+
 def _stacks(source: Source) -> str:
     if not source.stacks or source.files:
         return ""
@@ -130,6 +134,14 @@ def _folder(source: Source) -> str:
 
 
 LAYOUTS = (
+    Layout(
+        name="labelled",
+        title="Labelled images, for classifiers",
+        expects="FILE.npz with x, uint8 N x H x W x 3, and y, N classes counted from 0",
+        recognise=_labelled,
+        open=openers.open_labels,
+        degraded=False,
+    ),
     Layout(
         name="named",
         title="Two folders that the data entry names",

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from udc_ray.data import folder, pairs, parts, simulate, stacks, synth, tree
+from udc_ray.data import folder, labelled, pairs, parts, simulate, stacks, synth, tree
 from udc_ray.data.source import Source
 from udc_ray.errors import DataError
+from udc_ray.location import RemoteFile
 
-AnyData = folder.SimulatedFolder | folder.DegradedFolder | pairs.FolderPairs | synth.SynthFolder | stacks.StackPairs
+AnyData = (
+    folder.SimulatedFolder
+    | folder.DegradedFolder
+    | pairs.FolderPairs
+    | synth.SynthFolder
+    | stacks.StackPairs
+    | labelled.LabelledImages
+)
 """Every data set; see `udc_ray.data.base.Dataset`."""
 
 
@@ -110,6 +119,22 @@ def open_folder(source: Source, channels: int) -> AnyData:
     require_rgb(channels, "the simulator makes RGB images")
     display = simulate.get_display(params.display)
     return _only(source, folder.open_simulated(source.where, display, seed=params.seed, size=params.size))
+
+
+def open_labels(source: Source, channels: int) -> AnyData:
+    """Labelled images, which need neither a display nor a reference."""
+    require_rgb(channels, "labelled images are RGB")
+    if not isinstance(source.where, (Path, RemoteFile)):
+        raise DataError(f"{source.where} is a folder", change="give the .npz file of the labelled images")
+    given = [key for key in ("display", "part", "psf", "degraded", "truth") if getattr(source.params, key) is not None]
+    given += [] if source.params.reference else ["reference: false"]
+    if given:
+        raise DataError(
+            f"{source.where} holds labelled images; {', '.join(given)} does not go with them",
+            "that is for images to restore; labelled images are classified as they are",
+            "leave it out",
+        )
+    return labelled.open_labelled(source.where, source.params.size)
 
 
 def _only(source: Source, found: AnyData) -> AnyData:

@@ -1,4 +1,4 @@
-"""Restorers: degraded image in, restored image out, in the canonical domain."""
+"""Models: restorers give an image for an image, classifiers one number a class; both in the canonical domain."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+TaskName = Literal["restoration", "classification"]
+"""What a model is for; `udc_ray.tasks` says how its answers are judged."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """What is known of a restorer.
+    """What is known of a model.
 
     Attributes:
         name: name in reports.
@@ -23,6 +26,8 @@ class Descriptor:
         source: where the weights come from.
         licence: licence of the weights.
         sha256: of the weights file, or None.
+        task: what it is for.
+        classes: number of classes that a classifier tells apart, else None.
     """
 
     name: str
@@ -34,19 +39,21 @@ class Descriptor:
     source: str = ""
     licence: str = ""
     sha256: str | None = None
+    task: TaskName = "restoration"
+    classes: int | None = None
 
 
 class Restorer(Protocol):
-    """f. Padding, domain change, second inputs and output selection are inside.
+    """f. Padding, domain change, second inputs, normalisation and output selection are inside.
 
     A call takes B x C x H x W float32 in [0, 1] and returns the same shape, unclamped and
-    differentiable.
+    differentiable. A classifier (`descriptor.task`) returns B x K logits instead, K = `descriptor.classes`.
     """
 
     descriptor: Descriptor
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """Restore a batch."""
+        """Restore or classify a batch."""
         ...
 
     def to(self, device: str) -> Restorer:
@@ -55,10 +62,10 @@ class Restorer(Protocol):
 
 
 class ModuleRestorer:
-    """A restorer made of an nn.Module that already speaks the canonical domain.
+    """A model made of an nn.Module that already speaks the canonical domain.
 
     Args:
-        module: B x C x H x W in [0, 1] to the same shape.
+        module: B x C x H x W in [0, 1] to the same shape, or to B x K logits.
         descriptor: what is known of it.
         channels_last: keep weights and activations with channels last in memory, about twice as
             fast for convolutions on a CPU; not every module can (a `view` inside may refuse).

@@ -1,4 +1,4 @@
-"""From the model entry of a spec to a restorer that has answered once."""
+"""From the model entry of a spec to a model that has answered once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from udc_ray.errors import SpecError, UserError, WeightsError, did_you_mean
 from udc_ray.location import is_uri, local, place
+from udc_ray.metered.endpoint import is_target, read_endpoint
+from udc_ray.metered.model import Unasked
 from udc_ray.models import zoo
-from udc_ray.models.base import ModuleRestorer, Restorer
+from udc_ray.models.base import Descriptor, ModuleRestorer, Restorer
 from udc_ray.models.checkpoints import SUFFIXES
 from udc_ray.spec import Entry
+from udc_ray.tasks import get_task
 
 
 def load(name_or_spec: str | Mapping[str, Any], weights: str | Path | None = None, **params: Any) -> Restorer:
@@ -42,7 +45,8 @@ def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:
 
     Args:
         entry: a name of the zoo (``default``, ``nafnet``, ``discnet``), the path or URI of weights that
-            are recognised by their keys, or ``package.module:factory``; its parameters, ``weights`` among them.
+            are recognised by their keys, ``package.module:factory``, or the URL of a metered target, which is not
+            asked; its parameters, ``weights`` among them.
         device: where it goes.
 
     Raises:
@@ -50,6 +54,8 @@ def load_restorer(entry: Entry, device: str = "cpu") -> Restorer:
         WeightsError: weights or a model that cannot be used.
     """
     name = entry.name
+    if is_target(name):
+        return Unasked(read_endpoint(entry))
     if name in zoo.MODELS:
         model: zoo.ZooModel = zoo.MODELS.get(name).build("model", entry.params)
         restorer: Restorer = model.load()
@@ -117,7 +123,7 @@ def _import(name: str) -> Any:
 
 
 def probe(restorer: Restorer, device: str = "cpu", edge: int = 64) -> None:
-    """Restore one small ramp and check shape, type and finiteness of the result.
+    """Restore or classify one small ramp and check shape, type and finiteness of the result.
 
     Raises:
         WeightsError: with what the model did instead.
@@ -135,22 +141,23 @@ def probe(restorer: Restorer, device: str = "cpu", edge: int = 64) -> None:
             "it wants another number of channels, another type than float32, a second input or a multiple of some size",
             "wrap it in a Restorer that pads, converts and adds what it needs",
         ) from error
-    _judge(output, x_BCHW, model)
+    _judge(output, x_BCHW, restorer.descriptor)
 
 
-def _judge(output: object, x_BCHW: Tensor, model: str) -> None:
+def _judge(output: object, x_BCHW: Tensor, descriptor: Descriptor) -> None:
     wrong = ""
     if not isinstance(output, Tensor):
         wrong = f"returns a {type(output).__name__}, not a tensor"
-    elif output.shape != x_BCHW.shape:
-        wrong = f"returns {tuple(output.shape)} for an image of {tuple(x_BCHW.shape)}"
+    elif shape := get_task(descriptor.task).wrong_output(output, x_BCHW, descriptor):
+        wrong = shape
     elif output.dtype != torch.float32:
         wrong = f"returns {output.dtype}, not torch.float32"
     elif not bool(torch.isfinite(output).all()):
         wrong = "returns values that are NaN or infinite"
     if wrong:
         raise WeightsError(
-            f"the model {model} {wrong}",
-            "a restorer returns one float32 image of the size of its input",
+            f"the model {descriptor.name} {wrong}",
+            "a restorer returns one float32 image of the size of its input, a classifier (a module that has the "
+            "attribute classes, their number) float32 logits, B x classes",
             "select, resize or convert the output in a wrapper around the model",
         )

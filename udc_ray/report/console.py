@@ -13,7 +13,8 @@ from rich.text import Text
 from udc_ray.checks.base import CheckResult
 from udc_ray.metrics.statistics import CLAIM_SIZE
 from udc_ray.report.summary import Summary
-from udc_ray.report.table import ROBUST, Row
+from udc_ray.report.table import Row
+from udc_ray.report.units import DECIBELS, Units, units_of
 
 Line = dict[str, Row]
 """The rows of one cell, by metric."""
@@ -36,11 +37,12 @@ def render(summary: Summary, checks: Sequence[CheckResult], where: str = "") -> 
         checks: results of the checks; failed ones are listed, and mark numbers with a red "!".
         where: where the run lies.
     """
-    parts: list[RenderableType] = [_heading(summary)]
+    units = units_of(summary.objective)
+    parts: list[RenderableType] = [_heading(summary, units)]
     for defense in dict.fromkeys(r.defense for r in summary.rows):
         for modes in _mode_groups(summary, defense):
-            parts += [_defence_table(summary, defense, modes), Text()]
-    parts += [_cost_table(summary), Text(), *_verdicts(summary), *_check_lines(checks, summary)]
+            parts += [_defence_table(summary, defense, modes, units), Text()]
+    parts += [_cost_table(summary, units), Text(), *_verdicts(summary), *_check_lines(checks, summary)]
     if where:
         parts += [Text(), Text(f"run: {where}", overflow="fold")]
     return Group(*parts)
@@ -51,13 +53,11 @@ def print_report(console: Console, summary: Summary, checks: Sequence[CheckResul
     console.print(render(summary, checks, where))
 
 
-def _heading(summary: Summary) -> Text:
+def _heading(summary: Summary, units: Units) -> Text:
     about = [f"model {summary.model}", f"data {summary.data}", f"{summary.images} images"]
     about += [f"objective {summary.objective}", f"protocol {summary.protocol}", f"seed {summary.seed}"]
     text = Text(" · ".join(about), style="bold")
-    text.append(
-        "\nIn a cell: PSNR in dB and SSIM; below them their 95 % intervals over images.\n", style="not bold dim"
-    )
+    text.append(f"\n{units.legend}\n", style="not bold dim")
     if summary.images < CLAIM_SIZE:
         text.append(f"n = {summary.images}, too few for a claim.\n", style="not bold yellow")
     return text
@@ -81,12 +81,13 @@ def _mode_groups(summary: Summary, defense: str) -> list[list[str]]:
     return [modes[k : k + MODES_A_TABLE] for k in range(0, len(modes), MODES_A_TABLE)]
 
 
-def _defence_table(summary: Summary, defense: str, modes: Sequence[str]) -> Table:
+def _defence_table(summary: Summary, defense: str, modes: Sequence[str], units: Units) -> Table:
     """One table a defence: what no attack leaves, then the attack in every gradient mode."""
     alone = defense == "none"
+    inputs = alone and units.of_inputs
     mine = [r for r in summary.rows if r.defense == defense]
     title = "Undefended" if alone else f"Defence: {defense}"
-    table = _grid(title, ["attack", *(["degraded"] if alone else []), "clean" if alone else "purified clean"])
+    table = _grid(title, ["attack", *(["degraded"] if inputs else []), "clean" if alone else "purified clean"])
     table.add_column("noise control", no_wrap=True)
     for name in (
         ["attacked"]
@@ -98,13 +99,13 @@ def _defence_table(summary: Summary, defense: str, modes: Sequence[str]) -> Tabl
     for key in dict.fromkeys(_entry(line, cells) for line in own):
         by_mode = {_head(x).grad_mode: x for x in own if _entry(x, cells) == key}
         first = next(iter(by_mode.values()))
-        content = [_attack_name(first), *([_number(first.get("psnr_degraded"))] if alone else [])]
-        content += [_number(first.get("psnr_clean"), first.get("ssim_clean")), _number(first.get("psnr_noise"))]
+        content = [_attack_name(first, units), *([_number(first.get("psnr_degraded"))] if inputs else [])]
+        content += [_clean(units, first), _number(first.get(units.noise), units=units)]
         if not alone:
             bare = next((x for x in cells if _head(x).defense == "none" and _entry(x, cells) == key), {})
-            content.append(_attacked(bare))
-        table.add_row(*content, *(_attacked(by_mode.get(mode, {})) for mode in modes))
-    _add_robust(table, summary, defense, modes)
+            content.append(_attacked(units, bare))
+        table.add_row(*content, *(_attacked(units, by_mode.get(mode, {})) for mode in modes))
+    _add_robust(table, summary, (defense, modes), units)
     return table
 
 
@@ -122,52 +123,55 @@ def _entry(line: Line, cells: Sequence[Line]) -> tuple[object, ...]:
     return (*key, head.cell) if twins > 1 else key
 
 
-def _add_robust(table: Table, summary: Summary, defense: str, modes: Sequence[str]) -> None:
-    robust = [r for r in summary.rows if r.metric == ROBUST]
+def _add_robust(table: Table, summary: Summary, what: tuple[str, Sequence[str]], units: Units) -> None:
+    defense, modes = what
+    robust = [r for r in summary.rows if r.metric == units.robust]
     for threat in dict.fromkeys((r.norm, r.eps) for r in robust if r.defense == defense):
         mine = {r.grad_mode: r for r in robust if r.defense == defense and (r.norm, r.eps) == threat}
         bare = next((r for r in robust if r.defense == "none" and (r.norm, r.eps) == threat), None)
         name = Text(next(iter(mine.values())).attack_label.replace("robust ", "robust: worst\nof all "), style="bold")
-        blank = [Text()] * (3 if defense == "none" else 2)
-        undefended = [] if defense == "none" else [_number(bare)]
+        blank = [Text()] * (3 if defense == "none" and units.of_inputs else 2)
+        undefended = [] if defense == "none" else [_number(bare, units=units)]
         any_mode = mine.get(None)
         if any_mode is not None:
-            name.append(f"\nany mode {_value(any_mode.mean)}{'!' if any_mode.failed_checks else ''}")
+            name.append(f"\nany mode {units.show(any_mode.mean)}{'!' if any_mode.failed_checks else ''}")
         table.add_section()
-        table.add_row(name, *blank, *undefended, *(_number(mine.get(mode)) for mode in modes))
+        table.add_row(name, *blank, *undefended, *(_number(mine.get(mode), units=units) for mode in modes))
 
 
-def _attack_name(line: Line) -> Text:
+def _attack_name(line: Line, units: Units = DECIBELS) -> Text:
     head = _head(line)
     text = Text(head.attack or "", style="bold")
     rest = head.attack_label.removeprefix(head.attack or "").strip()
     text.append(f"\n{rest or head.norm}", style="not bold")
-    short = [row for row in line.values() if row.metric == "psnr_adv" and row.n < row.of]
+    short = [row for row in line.values() if row.metric == units.attacked and row.n < row.of]
     if short:
         text.append(f"\n{short[0].n} of {short[0].of} images", style="red")
     return text
 
 
-def _attacked(line: Line) -> Text:
-    return _number(line.get("psnr_adv"), line.get("ssim_adv"), mark=True)
+def _clean(units: Units, line: Line) -> Text:
+    beside = line.get(units.beside[0]) if units.beside else None
+    return _number(line.get(units.clean), beside, units=units)
 
 
-def _number(row: Row | None, second: Row | None = None, *, mark: bool = False) -> Text:
+def _attacked(units: Units, line: Line) -> Text:
+    beside = line.get(units.beside[1]) if units.beside else None
+    return _number(line.get(units.attacked), beside, mark=True, units=units)
+
+
+def _number(row: Row | None, second: Row | None = None, *, mark: bool = False, units: Units = DECIBELS) -> Text:
     if row is None:
         return Text("-", style="dim")
-    text = Text(_value(row.mean))
-    if row.failed_checks and (mark or row.metric == ROBUST):
+    text = Text(units.show(row.mean))
+    if row.failed_checks and (mark or row.metric == units.robust):
         text.append("!", style="bold red")
     if second is not None and second.mean is not None:
         text.append(f"  {second.mean:.3f}")
-    text.append(f"\n{_interval(row, 2)}", style="dim")
+    text.append(f"\n{units.interval(row.ci_low, row.ci_high)}", style="dim")
     if second is not None and second.ci_low is not None:
         text.append(f"\n{_interval(second, 3)}", style="dim")
     return text
-
-
-def _value(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
 
 
 def _interval(row: Row, digits: int) -> str:
@@ -176,25 +180,27 @@ def _interval(row: Row, digits: int) -> str:
     return f"[{row.ci_low:.{digits}f},{row.ci_high:.{digits}f}]"
 
 
-def _cost_table(summary: Summary) -> Table:
+def _cost_table(summary: Summary, units: Units) -> Table:
     """One line a cell: how far the attack went, on which image, at which price."""
-    table = _grid("Damage and cost", ["attack", "defence", "drop dB [95 %]", "worst dB, image"])
+    worst = ["worst dB, image"] if units.single_images else []
+    table = _grid("Damage and cost", ["attack", "defence", units.drop_heading, *worst])
     for heading in ("harmed", "queries", "grads", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in _cells(summary.rows).values():
-        head, attacked = _head(line), line["psnr_adv"]
+        head = _head(line)
         shield = head.label.partition(" | ")[2] or f"{head.defense} {head.grad_mode}"
-        table.add_row(head.attack_label, shield, _drop(line.get("drop_psnr")), _worst(attacked), *_prices(line))
-    for row in (r for r in summary.rows if r.metric == ROBUST):
+        image = [_worst(line[units.attacked])] if worst else []
+        table.add_row(head.attack_label, shield, _drop(units, line.get(units.drop)), *image, *_prices(line))
+    for row in (r for r in summary.rows if r.metric == units.robust and worst):
         shield = row.label.partition(" | ")[2]
         table.add_row(row.attack_label, shield, Text("-", style="dim"), _worst(row), "", "", "", "", style="bold")
     return table
 
 
-def _drop(row: Row | None) -> Text:
+def _drop(units: Units, row: Row | None) -> Text:
     if row is None:
         return Text("-", style="dim")
-    return Text(_value(row.mean)).append(f" {_interval(row, 2)}", style="dim")
+    return Text(units.show(row.mean)).append(f" {units.interval(row.ci_low, row.ci_high)}", style="dim")
 
 
 def _worst(row: Row) -> Text:
@@ -218,18 +224,17 @@ def _prices(line: Line) -> list[str]:
 
 def _verdicts(summary: Summary) -> list[RenderableType]:
     """One sentence a defence and threat, where there are images enough for one."""
-    sentences: list[RenderableType] = []
+    units, sentences = units_of(summary.objective), list[RenderableType]()
     for row in summary.rows:
-        if row.metric != ROBUST or row.mean is None or row.n < CLAIM_SIZE:
+        if row.metric != units.robust or row.mean is None or row.n < CLAIM_SIZE:
             continue
         name = (
             "the undefended model"
             if row.defense == "none"
             else f"{row.defense}, attacked {row.grad_mode or 'in any mode'},"
         )
-        text = Text(
-            f"Under {row.norm} {row.attack_label.split()[-1]} {name} keeps {row.mean:.2f} dB {_interval(row, 2)}"
-        )
+        kept = f"{units.show(row.mean)}{units.unit} {units.interval(row.ci_low, row.ci_high)}"
+        text = Text(f"Under {row.norm} {row.attack_label.split()[-1]} {name} keeps {kept}")
         text.append(f" in the worst of the attacks that were run ({row.n} images).")
         if row.failed_checks:
             text.append(f" Not to be believed: {', '.join(row.failed_checks)} failed.", style="red")

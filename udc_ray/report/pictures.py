@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its kept images: strips, and damage against queries."""
+"""Pictures of a run: strips of its kept images, and damage against queries."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from udc_ray.metrics.statistics import group_cells, mean_of
 from udc_ray.plan import Cell
 from udc_ray.pool import WorkPool
 from udc_ray.records import Record
+from udc_ray.report.curve_plots import campaign_figures
+from udc_ray.report.curves import cell_curves
 from udc_ray.report.figures import Panel, damage_curves, perturbation_panel, strip, worst_median_best
 from udc_ray.rundir import RunDirectory
 from udc_ray.setup import HostSetup
 from udc_ray.views import View
 
 
-def draw_pictures(run: RunDirectory, setup: HostSetup, pool: WorkPool, records: list[Record]) -> None:
-    """Draw, for every defence, the strongest attack's worst, median and best image; and the curves.
+def draw_strips(run: RunDirectory, setup: HostSetup, pool: WorkPool, records: list[Record]) -> None:
+    """Draw, for every defence, the strongest attack's worst, median and best image.
 
     Args:
         run: where ``figures/`` is.
@@ -32,7 +34,16 @@ def draw_pictures(run: RunDirectory, setup: HostSetup, pool: WorkPool, records: 
     """
     for defence in range(len(setup.plan.defences)) if setup.spec.run.save != "none" else ():
         _draw_defence(run, setup, pool, (defence, records))
-    _draw_curves(run, setup)
+
+
+def draw_curves(run: RunDirectory, setup: HostSetup, records: list[Record]) -> None:
+    """Draw what query attacks reached against the queries that they asked."""
+    if not setup.spec.campaign:
+        _draw_damage(run, setup)
+        return
+    figures = campaign_figures(cell_curves(records, run.curves(), setup.spec).values(), setup.spec.seed)
+    for name, draw in figures.items():
+        _save(run, f"figures/{name}", draw)
 
 
 def _draw_defence(run: RunDirectory, setup: HostSetup, pool: WorkPool, what: tuple[int, list[Record]]) -> None:
@@ -84,7 +95,7 @@ def _panels(view: View) -> list[Panel]:
     return panels
 
 
-def _draw_curves(run: RunDirectory, setup: HostSetup) -> None:
+def _draw_damage(run: RunDirectory, setup: HostSetup) -> None:
     labels, largest = {}, 0
     for cell in setup.plan.cells:
         attack = setup.plan.attacks[cell.attack].attack
@@ -100,9 +111,10 @@ def _draw_curves(run: RunDirectory, setup: HostSetup) -> None:
         _save(run, "figures/damage-against-queries.png", partial(damage_curves, curves=curves, budget=largest))
 
 
-def _save(run: RunDirectory, name: str, draw: Callable[[Path], None]) -> None:
-    """Draw into a temporary file and store it with the run, wherever that is."""
+def _save(run: RunDirectory, name: str, draw: Callable[[Path], object]) -> None:
+    """Draw into a temporary file and store it with the run, wherever that is; nothing where nothing is drawn."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
         draw(path)
-        run.write_bytes(name, path.read_bytes())
+        if path.exists():
+            run.write_bytes(name, path.read_bytes())

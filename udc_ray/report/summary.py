@@ -21,7 +21,7 @@ class Summary:
 
     Attributes:
         fingerprint: of the run.
-        model, data, objective, protocol: as recorded.
+        model, data, objective, protocol: as recorded; the objective tells what for the model is.
         seed: the run's seed.
         images: number of images that were asked for.
         rows: one a cell and metric, in the order of printing.

@@ -7,10 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from udc_ray.checks.base import CheckResult, lowest
-from udc_ray.metrics.statistics import CLAIM_SIZE, CellRecords, Estimate, PerImage, estimate, group_cells, wilson
+from udc_ray.metrics.statistics import (
+    CLAIM_SIZE,
+    CellRecords,
+    Estimate,
+    PerImage,
+    difference,
+    estimate,
+    group_cells,
+    wilson,
+)
 from udc_ray.plan import describe_eps
 from udc_ray.records import Record
 from udc_ray.spec import RunSpec
+from udc_ray.tasks import task_of
 
 METRICS = (
     "psnr_degraded",
@@ -21,13 +31,21 @@ METRICS = (
     "ssim_adv",
     "lpips_clean",
     "lpips_adv",
+    "score_clean",
+    "score_noise",
+    "score_adv",
     "drop_psnr",
+    "drop_score",
     "queries",
     "grad_evals",
     "seconds",
 )
-ROBUST = "robust_psnr"
-_HIGH_IS_WORST = frozenset({"lpips_clean", "lpips_adv", "drop_psnr", "queries", "grad_evals", "seconds"})
+REPEAT = "clean-repeat"
+"""A control that changes nothing, and so says nothing of what an attacker reaches."""
+ROBUST, ROBUST_SCORE = "robust_psnr", "robust_score"
+"""Metrics of the worst over attacks: of restoration, and of other tasks."""
+_HIGH_IS_WORST = frozenset({"lpips_clean", "lpips_adv", "drop_psnr", "drop_score", "queries", "grad_evals", "seconds"})
+_SCORES = frozenset({"score_clean", "score_noise", "score_adv", "robust_score"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +55,8 @@ class Row:
     Attributes:
         cell: the cell; None for a worst over several.
         label: for people.
-        metric: a results column, ``drop_psnr``, ``success`` (rate) or ``robust_psnr``.
+        metric: a results column, ``drop_psnr`` or ``drop_score`` (clean minus attacked), ``success`` (rate),
+            ``robust_psnr`` or ``robust_score``.
         mean, ci_low, ci_high: None where unknown; the interval from two images on.
         n, of: images that the number stands on, and images that were asked for.
         worst, worst_image: the worst image's value.
@@ -75,7 +94,8 @@ def make_rows(records: Iterable[Record], spec: RunSpec, checks: Sequence[CheckRe
     """All rows, defences and attacks in the order of the spec, the robust rows of a defence last.
 
     A cell's number is the mean of its per-image values (mean over samples, worst over restarts);
-    queries and seconds are what all restarts of an image spent together.
+    queries and seconds are what all restarts of an image spent together. A score that is found or missed is a
+    rate: its interval is Wilson's, as a bootstrap of eight images that are all found would have no width.
     """
     failed = _failed(checks)
     cells = sorted(group_cells(records), key=lambda c: _order(c, spec))
@@ -131,14 +151,26 @@ def _cell_rows(cell: CellRecords, seed: int, failed: tuple[str, ...]) -> list[Ro
         grad_mode=head.grad_mode,
         failed_checks=failed,
     )
-    rows = [_filled(replace(empty, metric=metric), cell.per_image(metric), seed) for metric in METRICS]
+    rows = [_filled(replace(empty, metric=metric), _values(cell, metric), seed) for metric in METRICS]
     # A cell whose units all failed still says so: psnr_adv, 0 of N.
-    kept = [row for row in rows if row.mean is not None or row.metric == "psnr_adv"]
+    kept = [row for row in rows if row.mean is not None or row.metric == task_of(head.objective).quality]
     return kept + _success_row(replace(empty, metric="success"), cell.per_image("success"))
 
 
+def _values(cell: CellRecords, metric: str) -> PerImage:
+    if metric == "drop_score":
+        return difference(cell.per_image("score_clean"), cell.per_image("score_adv"))
+    return cell.per_image(metric)
+
+
+def _estimate(metric: str, values: PerImage, seed: int) -> Estimate | None:
+    if metric in _SCORES and values and set(values.values()) <= {0.0, 1.0}:
+        return wilson(round(sum(values.values())), len(values))
+    return estimate(values, seed)
+
+
 def _filled(row: Row, values: PerImage, seed: int) -> Row:
-    found = estimate(values, seed)
+    found = _estimate(row.metric, values, seed)
     if found is None:
         return replace(row, note=_note(0, row.of))
     pick = max if row.metric in _HIGH_IS_WORST else min
@@ -147,7 +179,10 @@ def _filled(row: Row, values: PerImage, seed: int) -> Row:
 
 
 def _success_row(row: Row, values: PerImage) -> list[Row]:
-    """Share of images that the attack harmed, by the mean over samples; Wilson interval."""
+    """Share of images that the attack harmed, by the mean over samples; Wilson interval.
+
+    Images of which it is unknown are left out: of a classifier, those that it missed before the attack.
+    """
     return [_with(row, wilson(sum(v >= 0.5 for v in values.values()), len(values)))] if values else []
 
 
@@ -169,7 +204,7 @@ def _robust_rows(cells: Sequence[CellRecords], seed: int, failed: Mapping[str, t
     Minimum-norm attacks have no radius and are left out. A defence with several gradient modes
     gets one more row, over all of them: an attacker may choose.
     """
-    bounded = [c for c in cells if c.head.eps is not None]
+    bounded = [c for c in cells if c.head.eps is not None and c.head.attack != REPEAT]
     rows = []
     for threat in dict.fromkeys((c.head.norm, c.head.eps) for c in bounded):
         mine = [c for c in bounded if (c.head.norm, c.head.eps) == threat]
@@ -187,11 +222,12 @@ def _robust_row(
     size = f"{head.norm} {describe_eps(head.eps or 0.0)}"
     shield = "none" if head.defense == "none" else f"{head.defense} {mode or 'any'}"
     images = {i for c in cells for i in c.images}
-    parts = [c.per_image("psnr_adv") for c in cells]
+    task = task_of(head.objective)
+    parts = [c.per_image(task.quality) for c in cells]
     row = Row(
         cell=None,
         label=f"robust {size} | {shield}",
-        metric=ROBUST,
+        metric=ROBUST if task.quality == "psnr_adv" else ROBUST_SCORE,
         mean=None,
         ci_low=None,
         ci_high=None,

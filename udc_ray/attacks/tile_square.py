@@ -1,0 +1,168 @@
+"""Tile-parallel Square: waves in many separated windows at once, each judged on its own neighbourhood."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from udc_ray.attacks import waves
+from udc_ray.attacks.machine import HillClimb, as_float32
+from udc_ray.attacks.query import QueryProblem
+from udc_ray.attacks.square import Square, signs
+from udc_ray.attacks.tile_machine import Array, Body, TileAttack, TileMachine, Trial
+from udc_ray.attacks.tiles import lattice
+
+LAB = 32
+"""Side in pixels of the tiles that hold a wave each in a scan: a few periods of the waves that matter."""
+CANDIDATES = 400
+"""Waves among which the scans choose."""
+SHARPNESS = 3.0
+"""How much likelier a wave is drawn, in powers of e, for each e-fold of damage that is expected of it."""
+STRENGTHS = (0.15, 0.5)
+"""Amplitude of a wave that is added to the latent, which begins with amplitude 1."""
+TINTED = 0.3
+"""Share of patches whose wave has channel weights -1, 0 or 1 drawn anew."""
+
+
+class TileSquare(TileAttack):
+    """Square attack on many patches at once; linf and objectives that are sums over pixels.
+
+    Every image is the untouched one +- eps, by the sign of a latent. It starts from the best of
+    vertical stripes, independent signs, `scans` images that hold another wave in every tile, and
+    `waves` images of one wave each, those of which the scans let expect most. Then waves are added
+    to the latent in separated windows, kept where the neighbourhood of the window is worse off.
+    """
+
+    name: ClassVar[str] = "tile-square"
+
+    scans: int = Field(default=4, ge=0)
+    """Queries that try another wave in every tile."""
+    waves: int = Field(default=8, ge=0)
+    """Queries that try one wave all over the image."""
+    horizon: int = Field(default=10_000, ge=1)
+    """Schedule of the plain attack, where it takes over."""
+
+    def plain(self) -> Square:
+        """Square with the same threat and budget."""
+        shared = {name: getattr(self, name) for name in ("eps", "depth", "restarts", "objective", "budget", "stop")}
+        return Square(**shared, horizon=self.horizon)
+
+    def start(self, problem: QueryProblem) -> TileSquareMachine:
+        """Begin on one image."""
+        return TileSquareMachine(self, problem)
+
+
+class TileSquareMachine(TileMachine):
+    """Tile-parallel Square on one image; a body is a latent whose signs are the perturbation's."""
+
+    SAVED = (*TileMachine.SAVED, "pool", "weights", "damages")
+    before = 2
+    sizes = (4, 8, 12, 16, 24, 32, 48)
+
+    def __init__(self, attack: TileSquare, problem: QueryProblem) -> None:
+        self.attack = attack
+        self.starts = 2 + attack.scans + attack.waves
+        self.pool: Array = np.zeros((0, 3))
+        """Waves that windows are filled with, and how likely each is drawn; rows of `waves`."""
+        self.weights: Array = np.zeros(0)
+        self.damages: list[Array] = []
+        """Logarithm of the mean squared error in the tiles of every scan."""
+        super().__init__(attack, problem)
+
+    def image(self, body_CHW: Body) -> Tensor:
+        moved = self.eps * np.where(body_CHW >= 0, 1.0, -1.0)
+        return self.project(self.x_CHW + as_float32(moved).to(self.x_CHW.device))
+
+    def start_body(self, number: int) -> Body:
+        rng = self.generator(self.asked)
+        channels, height, width = self.shape
+        if number == 0:
+            return _body(np.broadcast_to(signs(rng, channels, 1, width), self.shape))
+        if number == 1:
+            return _body(signs(rng, *self.shape))
+        if number < 2 + self.attack.scans:
+            return self._scan(number - 2)
+        self._choose()
+        favourites = waves.distinct(self.pool[np.argsort(-self.weights, kind="stable")], self.attack.waves)
+        wave = favourites[(number - 2 - self.attack.scans) % len(favourites)]
+        crest = waves.crest(wave, rng.uniform(0, 2 * np.pi), height, width)
+        return _body(waves.colours(channels)[int(wave[2])][:, None, None] * crest)
+
+    def started(self, number: int, sums: Array) -> None:
+        if 2 <= number < 2 + self.attack.scans:
+            side = max(LAB // self.cell, 1)
+            rows = np.add.reduceat(sums, range(0, sums.shape[0], side), axis=0)
+            totals = np.add.reduceat(rows, range(0, sums.shape[1], side), axis=1)
+            self.damages.append(np.log(np.maximum(totals, 1e-12)))
+
+    def trial(self) -> Trial:
+        self._choose()
+        rng = self.generator(self.asked)
+        layout = self.layout(int(rng.choice(self.usable())))
+        strength = float(rng.choice(STRENGTHS))
+        row, column = (self.cell * int(rng.integers(0, layout.pitch // self.cell)) for _ in range(2))
+        patches = lattice(self.height, self.width, layout, row=row, column=column)
+        body_CHW = self.body_CHW.copy()
+        drawn = self.pool[rng.choice(len(self.pool), size=len(patches), p=self.weights)]
+        for patch, wave in zip(patches, drawn, strict=True):
+            here = body_CHW[patch.pixels]
+            here += strength * self._window(rng, wave, *here.shape[1:])
+        return Trial(body_CHW, patches)
+
+    def _window(self, rng: np.random.Generator, wave: Array, height: int, width: int) -> Body:
+        """A wave near the given one that fades towards the border of its window, C x height x width."""
+        near = wave + np.array([*rng.normal(0, waves.BANDWIDTH / 3, 2), 0.0])
+        crest = waves.crest(near, rng.uniform(0, 2 * np.pi), height, width) * np.outer(_fade(height), _fade(width))
+        channels = self.shape[0]
+        tint = rng.integers(-1, 2, channels) if rng.random() < TINTED else waves.colours(channels)[int(wave[2])]
+        return _body(tint[:, None, None] * crest)
+
+    def _lab_waves(self, number: int) -> Array:
+        """The waves of a scan, tiles x 3, drawn anew from its own key."""
+        rows, columns = -(-self.height // LAB), -(-self.width // LAB)
+        return waves.draw(self.generator(self._scan_step(number)), rows * columns, self.shape[0])
+
+    def _scan_step(self, number: int) -> int:
+        from udc_ray.attacks.locality import PROBES
+
+        return 2 + PROBES + number
+
+    def _scan(self, number: int) -> Body:
+        body_CHW = np.zeros(self.shape, dtype=np.float32)
+        columns = -(-self.width // LAB)
+        palette = waves.colours(self.shape[0])
+        for index, wave in enumerate(self._lab_waves(number)):
+            row, column = LAB * (index // columns), LAB * (index % columns)
+            here = body_CHW[:, row : row + LAB, column : column + LAB]
+            here[:] = palette[int(wave[2])][:, None, None] * waves.crest(wave, 0.0, *here.shape[1:])
+        return body_CHW
+
+    def _choose(self) -> None:
+        """Once the scans are answered: which waves to use, and how often."""
+        if len(self.pool):
+            return
+        rng = self.generator(self._scan_step(0))
+        self.pool = waves.draw(rng, CANDIDATES, self.shape[0])
+        expected = np.zeros(len(self.pool))
+        if self.damages:
+            tried = np.concatenate([self._lab_waves(n) for n in range(len(self.damages))])
+            damages = np.stack(self.damages)
+            gains = (damages - damages.mean(axis=0)).ravel()  # against the same tile with other waves
+            expected = waves.expected(tried, gains, self.pool)
+        likely = np.exp(SHARPNESS * (expected - expected.max()))
+        self.weights = likely / likely.sum()
+
+    def resume(self, inner: HillClimb) -> None:
+        """The schedule of the plain attack goes on by the count."""
+
+
+def _fade(length: int) -> Array:
+    """Square root of a Hann window, without its zeros."""
+    return np.sqrt(np.hanning(length + 2)[1:-1])
+
+
+def _body(values: Array) -> Body:
+    return values.astype(np.float32)
