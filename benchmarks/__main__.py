@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median of their ratios counts")
     parser.add_argument(
-        "--data", type=Path, help="folder of photos/kodak24 and photos/cid22_train (quality); .npz (cifar)"
+        "--data", type=Path, help="folder of photos/kodak24 and photos/cid22_train (quality); .npz (cifar, rivals)"
     )
     parser.add_argument("--runs", type=int, default=20, help="runs that a fault strikes (chaos only)")
     parser.add_argument("--seed", type=int, default=0, help="chooses faults, victims and moments (chaos, kills)")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from campaign_chaos import (
     ATTACKS,
     CONCURRENCY,
-    KINDS,
     LEASE,
+    OWNED,
     Campaign,
-    Kind,
     broken_owned_promises,
     broken_promises,
     on_ray,
     spec,
     strikes,
 )
+from campaign_processes import KINDS, Kind
 from counting_target import FOLDER_VARIABLE, SECONDS_VARIABLE, Counter, CountingTarget
 
-METERED_SHARE = 0.6
-"""Of the kills; the others strike campaigns against a model of our own."""
+METERED_SHARE, METERED_TIME = 0.6, 0.7
+"""Of the kills and of the time; the others strike campaigns against a model of our own, and need fewer starts."""
+MOST_SECONDS = 840
+"""After so long nothing more is killed, and what runs is let end; on a busy machine starts take longest."""
 QUERIES, IMAGES, SECONDS = 12, 2, 0.02
 """Budget of a chain, images of a campaign, and how long one evaluation takes."""
 
@@ -43,12 +46,14 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a campaign: first undisturbed, then killed."""
     kills, seed = arguments.kills, arguments.seed
     metered = round(kills * METERED_SHARE)
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="udc-kills-") as name:
-        rows = [*_metered(Path(name) / "metered", metered, seed), *_owned(Path(name) / "owned", kills - metered, seed)]
+        rows = _metered(Path(name) / "metered", metered, seed, begun + METERED_TIME * MOST_SECONDS)
+        rows += _owned(Path(name) / "owned", kills - metered, seed, begun + MOST_SECONDS)
     return [*rows, {"kills": sum(row["kills"] for row in rows), "held": all(row["held"] for row in rows)}]
 
 
-def _metered(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
+def _metered(folder: Path, kills: int, seed: int, until: float) -> list[dict[str, Any]]:
     budget = 4 * len(ATTACKS) * IMAGES * QUERIES + LEASE * kills
     folder.mkdir()
     (folder / "spec.json").write_text(json.dumps(spec(ATTACKS, QUERIES, IMAGES)))
@@ -57,7 +62,9 @@ def _metered(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
         start = on_ray(
             *("--target", target.url), *("--set", f"model.budget={budget}", "--set", f"model.concurrency={CONCURRENCY}")
         )
-        whole, killed = (Campaign(folder=folder / name, counter=target, start=start) for name in ("whole", "killed"))
+        whole, killed = (
+            Campaign(folder=folder / name, counter=target, start=start, until=until) for name in ("whole", "killed")
+        )
         for campaign, plan in ((whole, []), (killed, strikes(kinds(kills, metered=True), seed, most=24))):
             before, code = target.count, campaign.go(plan)
             calls = target.count - before
@@ -77,20 +84,26 @@ def _metered(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _owned(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
+def _owned(folder: Path, kills: int, seed: int, until: float) -> list[dict[str, Any]]:
     folder.mkdir()
     (folder / "spec.json").write_text(json.dumps(spec(ATTACKS, QUERIES, IMAGES)))
-    rows, whole = [], None
-    for name, plan in (("whole", []), ("killed", strikes(kinds(kills, metered=False), seed, most=60))):
-        counts = {FOLDER_VARIABLE: str(folder / f"{name}-count"), SECONDS_VARIABLE: str(SECONDS)}
-        start = on_ray("--model", "counting_target:make", **counts)
-        campaign = Campaign(folder=folder / name, counter=Counter(folder / f"{name}-count"), start=start)
-        code = campaign.go(plan)
-        broken = broken_owned_promises(campaign, whole or campaign, QUERIES) + [f"exit code {code}"] * (code != 0)
-        whole = whole or campaign
+    plan = strikes(kinds(kills, metered=False), seed, most=60)
+    dry = _counted(folder, "dry", until, "--in-process", "--dry-run")
+    whole, killed = (_counted(folder, name, until) for name in ("whole", "killed"))
+    dry.go()
+    rows = []
+    for campaign, blows in ((whole, []), (killed, plan)):
+        code = campaign.go(blows)
+        broken = broken_owned_promises(campaign, whole, dry, QUERIES) + [f"exit code {code}"] * (code != 0)
         rows.append({**_row("owned", campaign, broken), "evaluated": campaign.counter.count})
         _tell(rows[-1])
     return rows
+
+
+def _counted(folder: Path, name: str, until: float, *first: str) -> Campaign:
+    counts = {FOLDER_VARIABLE: str(folder / f"{name}-count"), SECONDS_VARIABLE: str(SECONDS)}
+    start = on_ray(*OWNED, *first, **counts)
+    return Campaign(folder=folder / name, counter=Counter(folder / f"{name}-count"), start=start, until=until)
 
 
 def _row(target: str, campaign: Campaign, broken: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from udc_ray.meter import Meter, Pulse
 from udc_ray_cluster.losses import Lost
-from udc_ray_cluster.placement import Kind, Placement
+from udc_ray_cluster.placement import IN_FLIGHT, Kind, Placement
 from udc_ray_cluster.seats import Arrival, Tickets, arrival
 
 if TYPE_CHECKING:
@@ -86,15 +86,12 @@ class Sleeper:
         return Answer(began, time.monotonic(), self.payload)
 
 
-def _no_step(setup: None, batch: Batch, host: Any) -> None:
-    """Every batch runs whole on its host."""
-
-
 SLEEPERS = Kind(
     actor=Sleeper,
-    step=_no_step,
+    stepper=None,
     is_stepped=lambda setup, batch: False,
     cost=lambda setup, batch: 1.0,
+    load=lambda setup, batch: 1 / IN_FLIGHT,
     victim=lambda batch: 0,
     keep=lambda batch: frozenset(),
 )

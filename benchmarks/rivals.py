@@ -41,6 +41,8 @@ IMAGES, SLOTS, BUDGET = 128, 32, 100
 EPS, P = 8 / 255, 0.3
 EVERY = 3 * SLOTS
 """Rows of an attack between two bare batches beside it."""
+SAME = {"OMP_NUM_THREADS": "1"} | dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**30))
+"""What makes the bare model as fast in the other interpreter: freed memory is kept, as our hosts keep it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +161,7 @@ def _others(prepared: Prepared, arguments: argparse.Namespace) -> list[dict[str,
     with tempfile.TemporaryDirectory() as folder:
         _write(prepared, Path(folder), arguments.rounds)
         command = [str(arguments.rivals_python), rivals_child.__file__, folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SAME}, check=False)
     if child.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{child.stderr}")
     found = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]

@@ -1,36 +1,27 @@
-"""Campaigns that are killed and started again: what is killed, at which moments, and what must hold afterwards.
-
-As a program (``python campaign_chaos.py campaign WORDS``) it is the command, less the probe of its speed.
-"""
+"""Campaigns that are killed and started again: at which moments, and what must hold afterwards."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter as Multiset
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
-from counting_target import FOLDER_VARIABLE, Counter
+from campaign_processes import Command, Kind, Process
+from counting_target import Counter
 
+from udc_ray.attacks.registry import ATTACKS as REGISTRY
 from udc_ray.metered.account import Account
 from udc_ray.metered.host import LEASE_BATCHES, LEDGERS_VARIABLE
 from udc_ray.metered.reading import read_account, read_rows
 from udc_ray.records import VOLATILE
 
-Kind = Literal["stepper", "host", "driver", "node", "disk"]
-"""What dies. ``node``: everything at once. ``disk``: everything, and the folder of ledgers is deleted."""
-KINDS: tuple[Kind, ...] = ("stepper", "host", "driver", "node", "disk")
-ACTORS = {"stepper": "ray::StepperActor", "host": "ray::HostActor"}
 FAILURES_ALLOWED = 3
 """Starts in a row that may end in failure by themselves."""
 CONCURRENCY = 4
@@ -44,26 +35,21 @@ BASELINES = 10
 """Of them, those that a fresh host makes again for images that were scored before: two sizes of noise among them."""
 OWNED_CHAINS = 6
 """Chains that a host of one slot holds."""
-DRY = ("--model", "counting_target:make", "--in-process", "--dry-run")
+OWNED = ("--model", "counting_target:make")
 
-ATTACKS: tuple[dict[str, object], ...] = (
-    {"name": "square"},
+SPECIAL: tuple[dict[str, object], ...] = (
     {"name": "square", "norm": "l2"},
-    {"name": "simba"},
     {"name": "simba", "basis": "pixel"},
-    {"name": "signhunter"},
-    {"name": "parsimonious"},
-    {"name": "nes"},
-    {"name": "zo-signsgd"},
-    {"name": "bandits"},
     {"name": "transfer", "surrogate": "identity"},
-    {"name": "hopskipjump"},
-    {"name": "rays"},
-    {"name": "geoda"},
-    {"name": "clean-repeat"},
     {"name": "find-eps", "attack": {"name": "square", "budget": 4}},
 )
-"""Every query attack that the registry knows, with what it needs to run on 32 x 32 pixels without weights."""
+"""Attacks that are run in another way too, or that need something to run on 32 x 32 pixels without weights."""
+NEEDY = ("transfer", "find-eps")
+ATTACKS: tuple[dict[str, object], ...] = (
+    *({"name": name} for name in REGISTRY if REGISTRY.get(name).kind == "query" and name not in NEEDY),
+    *SPECIAL,
+)
+"""Every query attack of the registry."""
 
 
 def spec(attacks: Sequence[dict[str, object]], budget: int, images: int) -> dict[str, object]:
@@ -74,78 +60,6 @@ def spec(attacks: Sequence[dict[str, object]], budget: int, images: int) -> dict
         "attacks": [{"budget": budget, **attack} for attack in attacks],
         "run": {"hosts": 1, "micro_batch": 1, "chunk": 1, "save": "none"},
     }
-
-
-class Process(Protocol):
-    """A campaign that was started."""
-
-    pid: int
-
-    def ended(self) -> int | None:
-        """Its exit code, once it has ended."""
-        ...
-
-    def kill(self, kind: Kind) -> bool:
-        """Kill some of it; False where there was nothing of the kind."""
-        ...
-
-
-class Command:
-    """A campaign as a command of its own, with local Ray below it.
-
-    Args:
-        words: of the command.
-        environment: beside what the shell gives.
-        log: where its output goes.
-    """
-
-    def __init__(self, words: Sequence[str], environment: dict[str, str], log: Path) -> None:
-        with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, "campaign", *words],
-                env=environment,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        self._known: dict[int, psutil.Process] = {}
-
-    def ended(self) -> int | None:
-        """See `Process`."""
-        return self._process.poll()
-
-    def kill(self, kind: Kind) -> bool:
-        """See `Process`."""
-        below = self.below()
-        if kind in ACTORS:
-            victims = [p for p in below if _words(p).startswith(ACTORS[kind])]
-        else:
-            victims = [psutil.Process(self.pid), *(below if kind in {"node", "disk"} else ())]
-        for victim in victims:
-            _kill(victim)
-        if kind not in ACTORS:
-            self._process.wait()
-            self.mourn()
-        return bool(victims)
-
-    def below(self) -> list[psutil.Process]:
-        """All that the command has started, and what that has started; remembered, as orphans change their parent."""
-        try:
-            found = psutil.Process(self.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            found = []
-        self._known |= {p.pid: p for p in found}
-        return [p for p in found if p.is_running()]
-
-    def mourn(self) -> None:
-        """Wait until hosts and steppers have noticed that their driver is dead; what else stays is ended."""
-        deadline = time.monotonic() + 20
-        actors = [p for p in self._known.values() if _words(p).startswith(tuple(ACTORS.values()))]
-        while any(_alive(p) for p in actors) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for process in self._known.values():
-            _kill(process)
 
 
 @dataclass(frozen=True)
@@ -201,12 +115,14 @@ class Campaign:
         counter: what counts the calls.
         start: gives the command; True to go on with the run.
         patience: seconds without a call after which it is taken for stuck.
+        until: when it is left alone, by the monotonic clock.
     """
 
     folder: Path
     counter: Counter
     start: Callable[[Campaign, bool], Process]
     patience: float = 180.0
+    until: float = float("inf")
     toll: Toll = field(default_factory=Toll)
 
     @property
@@ -231,7 +147,7 @@ class Campaign:
         begun, process = time.monotonic(), self._started()
         for strike in plan:
             process = self._reach(process, self.counter.count + strike.calls)
-            if process.ended() is not None:
+            if process.ended() is not None or time.monotonic() > self.until:
                 break
             time.sleep(strike.seconds)
             if process.kill(strike.kind):
@@ -259,16 +175,6 @@ class Campaign:
         """Rows of results.parquet that must be equal."""
         rows = pq.read_table(self.run / "results.parquet").to_pylist()
         return [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
-
-    def probes(self) -> list[str]:
-        """What a start asks of a model before any attack, seen in one that does nothing else."""
-        folder = self.folder.parent / "probes"
-        if not folder.exists():
-            more = {FOLDER_VARIABLE: str(folder)}
-            dry = Campaign(folder=self.folder.parent / "dry", counter=Counter(folder), start=on_ray(*DRY, **more))
-            if dry.go():
-                raise RuntimeError((dry.folder / "log").read_text())
-        return Counter(folder).hashes()
 
     def _started(self) -> Process:
         self.toll.starts += 1
@@ -335,15 +241,16 @@ def broken_promises(campaign: Campaign, calls: int, budget: int, whole: Campaign
     return [promise for promise, kept in promises.items() if not kept]
 
 
-def broken_owned_promises(campaign: Campaign, whole: Campaign, budget: int) -> list[str]:
+def broken_owned_promises(campaign: Campaign, whole: Campaign, dry: Campaign, budget: int) -> list[str]:
     """What does not hold of a campaign against a model of our own that is through; nothing is what must come back.
 
     Args:
         campaign: the campaign.
         whole: the same campaign, uninterrupted.
+        dry: one that asked what every start asks of a model, and nothing else.
         budget: of a chain.
     """
-    probed = set(campaign.probes())
+    probed = set(dry.counter.hashes())
     asked, once = (Multiset(h for h in c.counter.hashes() if h not in probed) for c in (campaign, whole))
     toll, images = campaign.toll, len({row["image_id"] for row in whole.results()})
     begun_anew = toll.kills.total() - toll.kills["stepper"]
@@ -382,44 +289,3 @@ def on_ray(*first: str, **more: str) -> Callable[[Campaign, bool], Process]:
         return Command(words, environment(campaign.folder, **more), campaign.folder / "log")
 
     return start
-
-
-def command(words: Sequence[str]) -> int:
-    """``udc-ray campaign WORDS`` in this process, without the ten seconds in which a model is measured."""
-    from udc_ray import run
-    from udc_ray_cli.main import main
-
-    run.PROBE_SECONDS = 0.0
-    sys.argv = ["udc-ray", "campaign", *words]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.stdout.flush()
-    return 0
-
-
-def _words(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def _kill(process: psutil.Process) -> None:
-    """By its identity: psutil looks that the number is still that of the process it saw."""
-    with suppress(psutil.Error):
-        process.kill()
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "campaign":
-        sys.exit(command(sys.argv[2:]))

@@ -11,23 +11,23 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from campaign_chaos import (
     CONCURRENCY,
+    OWNED,
     Campaign,
-    Kind,
-    Process,
     broken_owned_promises,
     broken_promises,
-    command,
     environment,
     spec,
     strikes,
     words_of,
 )
+from campaign_processes import Kind, Process, command
 from counting_target import FOLDER_VARIABLE, SECONDS_VARIABLE, Counter, CountingTarget
 from ledger_doubles import WritesTooLate
 
@@ -93,8 +93,33 @@ class Fork:
         return self._code == -signal.SIGKILL
 
 
-def forked(*first: str, **more: str) -> Callable[[Campaign, bool], Process]:
-    """Campaigns in forks of this process."""
+class Here:
+    """A campaign in this process, through when it is made; what it has loaded, no child need load again.
+
+    Args:
+        work: the campaign.
+    """
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self.pid, self._code = os.getpid(), work()
+
+    def ended(self) -> int:
+        """See `Process`."""
+        return self._code
+
+    def kill(self, kind: Kind) -> bool:
+        """See `Process`."""
+        return False
+
+
+def starting(kind: type[Here] | type[Fork], *first: str, **more: str) -> Callable[[Campaign, bool], Process]:
+    """Campaigns of a kind.
+
+    Args:
+        kind: where they run.
+        first: words of the command that begins one.
+        more: of its environment.
+    """
 
     def start(campaign: Campaign, going_on: bool) -> Process:
         campaign.folder.mkdir(parents=True, exist_ok=True)
@@ -102,12 +127,10 @@ def forked(*first: str, **more: str) -> Callable[[Campaign, bool], Process]:
 
         def work() -> int:
             os.environ.update(environment(campaign.folder, **more))
-            descriptor = os.open(campaign.folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            return command(words)
+            with (campaign.folder / "log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                return command(words)
 
-        return Fork(work)
+        return kind(work)
 
     return start
 
@@ -116,8 +139,14 @@ def metered(folder: Path, plan: Plan) -> dict[str, Any]:
     """A campaign against the counting target behind HTTP."""
     with CountingTarget(folder / "target", plan.seconds) as target:
         words = ("--target", target.url, "--set", f"model.budget={plan.budget}")
-        start = forked(*words, "--set", f"model.concurrency={CONCURRENCY}")
-        whole, killed = (Campaign(folder=folder / name, counter=target, start=start) for name in ("whole", "killed"))
+        whole, killed = (
+            Campaign(
+                folder=folder / name,
+                counter=target,
+                start=starting(kind, *words, "--set", f"model.concurrency={CONCURRENCY}"),
+            )
+            for name, kind in (("whole", Here), ("killed", Fork))
+        )
         broken: list[str] = []
         for campaign, blows in ((whole, []), (killed, strikes(plan.kills, plan.seed, plan.most))):
             before, code = target.count, campaign.go(blows)
@@ -129,15 +158,18 @@ def metered(folder: Path, plan: Plan) -> dict[str, Any]:
 def owned(folder: Path, plan: Plan) -> dict[str, Any]:
     """A campaign against a counting model of our own."""
     broken: list[str] = []
-    campaigns: list[Campaign] = []
-    for name, blows in (("whole", []), ("killed", strikes(plan.kills, plan.seed, plan.most))):
+    campaigns: dict[str, Campaign] = {}
+    for name, kind, more in (("dry", Here, ["--dry-run"]), ("whole", Here, []), ("killed", Fork, [])):
         counts = {FOLDER_VARIABLE: str(folder / f"{name}-count"), SECONDS_VARIABLE: str(plan.seconds)}
-        start = forked("--model", "counting_target:make", **counts)
-        campaigns.append(Campaign(folder=folder / name, counter=Counter(folder / f"{name}-count"), start=start))
-        code = campaigns[-1].go(blows)
+        counter = Counter(folder / f"{name}-count")
+        campaign = Campaign(folder=folder / name, counter=counter, start=starting(kind, *OWNED, *more, **counts))
+        code = campaign.go(strikes(plan.kills, plan.seed, plan.most) if kind is Fork else [])
         broken += [f"exit code {code}"] * (code != 0)
-        broken += broken_owned_promises(campaigns[-1], campaigns[0], plan.queries)
-    return {"broken": broken, "kills": campaigns[-1].toll.kills.total(), "counter": campaigns[-1].counter.count}
+        campaigns[name] = campaign
+    whole, killed = campaigns["whole"], campaigns["killed"]
+    for campaign in (whole, killed):
+        broken += broken_owned_promises(campaign, whole, campaigns["dry"], plan.queries)
+    return {"broken": broken, "kills": killed.toll.kills.total(), "counter": killed.counter.count}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from udc_ray.records import Record
 from udc_ray.run import Settings, execute
 from udc_ray.rundir import RunDirectory
 
-REPORTED_ONLY = {"noise", "simba", "clean-repeat"}
+REPORTED_ONLY = {"noise", "simba", "clean-repeat", "nes", "zo-signsgd"}
 CLOSEST = {name for name in ATTACKS if ATTACKS.get(name).minimum_norm and ATTACKS.get(name).kind == "query"}
 """They end at the least that is a success, not at the most damage."""
 

@@ -259,7 +259,10 @@ def test_images_of_another_size_never_share_a_batch() -> None:
 
     within_time(all_of_them())
     assert shapes == {(1, 2, 2), (1, 3, 2)}
-    assert {frozenset(chain for chain, _ in batch) for batch in target.batches} == {frozenset({0, 2}), frozenset({1, 3})}
+    assert {frozenset(chain for chain, _ in batch) for batch in target.batches} == {
+        frozenset({0, 2}),
+        frozenset({1, 3}),
+    }
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])

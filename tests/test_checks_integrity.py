@@ -83,6 +83,11 @@ def test_17_an_attack_that_ends_above_clean_lost_its_best_iterate() -> None:
     assert (found.verdict, found.value, "0001" in found.message) == ("fail", 1, True)
 
 
+def test_17_warns_where_too_few_queries_were_asked() -> None:
+    found = best_iterate(_cells(*(replace(r, grad_evals=0, queries=12) for r in make_cell([15.0, 28.2]))))[0]
+    assert (found.verdict, "too few queries" in found.message) == ("warn", True)
+
+
 def test_17_allows_for_the_noise_of_random_victims_and_for_transfer() -> None:
     noisy = [make_record(sample=s, psnr_adv=v) for s, v in enumerate((27.0, 29.4))]
     assert best_iterate(_cells(*noisy))[0].verdict == "pass"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from run_doubles import all_units, make_host, small_run, stable
+from run_doubles import all_units, make_host, results_of, small_run, stable
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from udc_ray.data.base import Sample
@@ -83,8 +83,7 @@ def under_noise(f: Callable[[Floats], Floats], sample: Sample, norm: str, size: 
 
 def run(prepared: Prepared, chunk: int = 4) -> UnitResult:
     """All units of a run as one result."""
-    host = make_host(prepared)
-    results = [host.run(unit) for unit in all_units(prepared, chunk)]
+    results = results_of(make_host(prepared), all_units(prepared, chunk))
     return UnitResult(
         records=[r for result in results for r in result.records],
         images=[i for result in results for i in result.images],

@@ -18,6 +18,7 @@ from udc_ray import library
 from udc_ray.attacks.base import AttackResult, GradientAttack, GradientTarget, Problem
 from udc_ray.attacks.machine import QueryMachine
 from udc_ray.attacks.query import Ask, QueryAttack, QueryProblem
+from udc_ray.attacks.registry import ATTACKS
 from udc_ray.attacks.threat import l2_norm
 from udc_ray.data.base import Sample
 from udc_ray.errors import DataError, SpecError
@@ -94,12 +95,12 @@ class Drawn(GradientAttack):
 
 
 def test_the_best_of_all_restarts_is_kept(photos: list[Sample]) -> None:
-    library.ATTACKS.register("drawn-for-a-test", f"{__name__}:Drawn")
+    ATTACKS.register("drawn-for-a-test", f"{__name__}:Drawn")
     try:
         Drawn.found.clear()
         attacked = udc_ray.perturb(restorer(), photos, "drawn-for-a-test", restarts=8)
     finally:
-        del library.ATTACKS._targets["drawn-for-a-test"]
+        del ATTACKS._targets["drawn-for-a-test"]
     scores = torch.stack([result.score_B for result in Drawn.found])[:, : len(photos)]
     assert len(scores) == 8 and len(set(scores.argmax(dim=0).tolist())) > 1, "one restart is best everywhere"
     for b, best in enumerate(scores.argmax(dim=0).tolist()):
@@ -126,12 +127,12 @@ class TriedMachine(QueryMachine):
 
 
 def test_the_best_of_all_queries_of_all_restarts_is_kept(photos: list[Sample]) -> None:
-    library.ATTACKS.register("tried-for-a-test", f"{__name__}:Tried")
+    ATTACKS.register("tried-for-a-test", f"{__name__}:Tried")
     try:
         Tried.asked.clear()
         attacked = udc_ray.perturb(restorer(), photos, "tried-for-a-test", restarts=3)
     finally:
-        del library.ATTACKS._targets["tried-for-a-test"]
+        del ATTACKS._targets["tried-for-a-test"]
     assert [len(asked) for asked in Tried.asked.values()] == [3] * 3 * len(photos)
     winners = set()
     for before, after in zip(photos, attacked, strict=True):

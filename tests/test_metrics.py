@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from run_doubles import Notes, all_units, make_host, small_run
+from run_doubles import Notes, all_units, make_host, results_of, small_run
 
 from udc_ray.meter import Pulse
 from udc_ray.pool import Outcome
@@ -56,7 +56,8 @@ def test_every_metric_is_told_by_someone(said: Said) -> None:
     unit = all_units(prepared)[0]
     listener = Metered(Notes())
     listener.begin(2)
-    listener.unit(Outcome(unit=unit, result=make_host(prepared).run(unit)))
+    (result,) = results_of(make_host(prepared), [unit])
+    listener.unit(Outcome(unit=unit, result=result))
     pool, watch = PoolMetrics(), Watch(600)
     watch.enter("host-0", 0.0)
     watch.heard("host-0", Pulse(busy_s=0.0, slots=4, useful=3.0), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -164,6 +165,24 @@ def test_what_waits_behind_another_is_taken_back_by_an_idle_desk() -> None:
     (move,) = scheduler.recall(0.5)
     assert (move.desk, move.piece) == (slow, slow.held[1])
     assert scheduler.recall(0.6) == []  # once is enough
+
+
+@given(st.lists(st.floats(0.02, 0.5), min_size=1, max_size=120), st.integers(1, 4))
+def test_a_desk_takes_small_units_until_it_is_full(loads: list[float], count: int) -> None:
+    scheduler = Scheduler(Piece(unit=n, victim=0, cost=1.0, load=load) for n, load in enumerate(loads))
+    desks = [Desk(name=f"d{n}") for n in range(count)]
+    for desk in desks:
+        scheduler.add(desk)
+    scheduler.assign(0.0)
+    held = [piece.unit for desk in desks for piece in desk.held]
+    assert len(held) == len(set(held))
+    assert len(held) + scheduler.waiting == len(loads)
+    for desk in desks:
+        assert sum(p.load for p in desk.held[:-1]) < 1, "the last one came when there was no room"
+    at_most = max(IN_FLIGHT, math.ceil(1 / min(loads)))
+    if scheduler.waiting >= at_most * count:
+        assert all(desk.room <= 1e-6 for desk in desks), "there is room, and plenty of work"
+    assert scheduler.waiting == 0 or any(desk.room <= 1e-6 for desk in desks)
 
 
 def test_a_suspect_flies_alone() -> None:

@@ -81,7 +81,12 @@ def test_every_chain_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert find_state(storage, "c3", keys[0]) is None and find_state(storage, "c1", ("c", 0)) is None
 
 
-STATE = {"asked": 7, "curve": [(1, 0.5), (3, 0.75)], "best_CHW": torch.linspace(0, 1, 300), "signs": np.ones(40, np.int8)}
+STATE = {
+    "asked": 7,
+    "curve": [(1, 0.5), (3, 0.75)],
+    "best_CHW": torch.linspace(0, 1, 300),
+    "signs": np.ones(40, np.int8),
+}
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from udc_ray.errors import RunDirectoryError
 from udc_ray.plan import RecordKey
-from udc_ray.records import Record
+from udc_ray.records import VOLATILE, Record
 
 
 def compact(records: Iterable[Record]) -> list[Record]:
     """Keep one record a key, sorted by key: the one without error and with the highest budget.
 
-    Failures of one key count as one (a unit that fails again in another company leaves a second).
+    Failures of one key count as one (a unit that fails again in another company leaves a second), and so do
+    equal answers (a restart that had ended is recorded again beside one that goes on).
 
     Raises:
-        RunDirectoryError: two answers for the same key and budget.
+        RunDirectoryError: two different answers for the same key and budget.
     """
     kept: dict[RecordKey, Record] = {}
     for record in records:
         rival = kept.get(record.key)
-        if rival is not None and _rank(record) == _rank(rival) and not failed(record):
+        if rival is not None and _rank(record) == _rank(rival) and not (failed(record) or _agree(record, rival)):
             cell, image_id, restart, sample = record.key
             raise RunDirectoryError(
                 f"two results for cell {cell}, image {image_id}, restart {restart}, sample {sample}",
@@ -57,6 +59,11 @@ def quarantined_keys(records: Sequence[Record], budgets: Mapping[str, int | None
 
 def _cut_short(record: Record, budget: int | None) -> bool:
     return record.stop_reason == "budget" and budget is not None and (record.budget or 0) < budget
+
+
+def _agree(one: Record, other: Record) -> bool:
+    """Whether two records differ at most in what may differ between two executions."""
+    return replace(one, **{column: getattr(other, column) for column in VOLATILE}) == other
 
 
 def _rank(record: Record) -> tuple[bool, int]:

@@ -28,5 +28,7 @@ class Crafted:
     stop_reason: str
     seconds: float
     curve: list[tuple[int, float]] = field(default_factory=list)
+    from_memory: int | None = None
+    """Queries that were answered from memory and not sent; None where there was none."""
     allowed: int | None = None
     """Queries that it was allowed where that was less than the attack's budget."""

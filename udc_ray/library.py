@@ -127,7 +127,8 @@ def _attack_batch(attack: Any, victim: Victim, batch: MicroBatch, truth_BCHW: Te
     problem = Problem(x_BCHW=batch.x_BCHW, tape=tape, clean_score_B=clean_B, goal_B=_goals(objective, clean_B))
     if isinstance(attack, GradientAttack):
         return _gradient_batch(attack, victim, problem, (objective, reference_BCHW))
-    return _query_batch(attack, victim, problem, (objective, reference_BCHW), batch.count)
+    seen = {"reference": reference_BCHW, "clean": output if objective.task != "restoration" else output.clamp(0, 1)}
+    return _query_batch(attack, victim, problem, (objective, seen), batch.count)
 
 
 def _goals(objective: Objective, clean_B: Tensor) -> Tensor:
@@ -156,10 +157,13 @@ def _gradient_batch(
 
 
 def _query_batch(
-    attack: QueryAttack, victim: Victim, problem: Problem, judge: tuple[Objective, Tensor], count: int
+    attack: QueryAttack, victim: Victim, problem: Problem, judge: tuple[Objective, dict[str, Tensor]], count: int
 ) -> Tensor:
-    """The best of all restarts, of the first `count` images; the others are padding."""
-    objective, reference_BCHW = judge
+    """The best of all restarts, of the first `count` images; the others are padding.
+
+    The judge is the objective, and what outputs are compared with: its reference, and the clean outputs.
+    """
+    objective, seen = judge
     where = {image_id: b for b, image_id in enumerate(problem.tape.image_ids[:count])}
 
     async def score(request: ScoreRequest) -> list[Answer]:
@@ -168,7 +172,7 @@ def _query_batch(
             problem.tape, image_ids=tuple(r.image_id for r in rows), rows=tuple((r.restart, r.step) for r in rows)
         )
         output, _ = victim.evaluate(stack(list(request.x_NCHW), SLOTS), tape)
-        references = [reference_BCHW[where[row.image_id]] for row in rows]
+        references = [seen[row.wanted.against][where[row.image_id]] for row in rows]
         return reduce_rows(output, request.rows, references, {objective.name: objective})
 
     problems = [

@@ -233,17 +233,16 @@ def _ways_of(entry: AttackEntry, purifier: Purifier | None) -> tuple[str, ...]:
 
 
 def _refuse_unmet(defences: tuple[Defence, ...], cells: tuple[Cell, ...]) -> None:
-    """A mode that was asked for and that no attack can use is a mistake."""
+    """The mode `full` of a purifier that was asked for and that no attack can use is a mistake."""
+    met = {cell.defence for cell in cells if cell.grad_mode == "full"}
     for d, defence in enumerate(defences):
-        for mode in defence.grad_modes:
-            if mode == "full" and not any(c.defence == d and c.grad_mode == mode for c in cells):
-                purifier = defence.purifier
-                known = ", ".join(["blind", *sorted(purifier.grad_modes if purifier is not None else ())])
-                raise SpecError(
-                    f"defence {defence.name!r} has no grad_mode {mode!r}",
-                    "only query attacks meet it as a whole, and none is listed",
-                    f"use one of: {known}; or add a query attack",
-                )
+        if defence.purifier is not None and "full" in defence.grad_modes and d not in met:
+            known = ", ".join(["blind", *sorted(defence.purifier.grad_modes)])
+            raise SpecError(
+                f"defence {defence.name!r} has no grad_mode 'full'",
+                "only query attacks meet it as a whole, and none is listed",
+                f"use one of: {known}; or add a query attack",
+            )
 
 
 def _cell_id(entry: AttackEntry, defence: Defence, mode: str, model_and_data: str) -> str:

@@ -37,6 +37,7 @@ _INTEGERS = [
     "queries",
     "queries_harness",
     "queries_reexecuted",
+    "queries_from_memory",
     "grad_evals",
     "nfe",
     "retries",
@@ -91,6 +92,7 @@ class Record:
     queries: int | None = None
     queries_harness: int | None = None
     queries_reexecuted: int | None = None
+    queries_from_memory: int | None = None
     grad_evals: int | None = None
     nfe: int | None = None
     success: bool | None = None

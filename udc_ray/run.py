@@ -353,7 +353,7 @@ def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: 
     if not records:
         raise RunDirectoryError(
             "the run has no results yet: no unit has ended in the time that was given",
-            "--max-hours is shorter than one unit takes",
+            "--max-hours is shorter than one unit takes, or the budget (--max-queries, model.budget) ends before it",
             f"give more, and the same command again: it goes on with {run.storage.name}",
         )
     checks = run_checks(records, setup.spec)
@@ -366,7 +366,7 @@ def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: 
         checks=checks,
         where=run.storage.name,
         failed=failed or sum(r.error is not None for r in records),
-        complete=_is_complete(setup, records),
+        complete=_is_complete(run, setup),
     )
 
 
@@ -389,6 +389,7 @@ def _has_pictures(run: RunDirectory, setup: HostSetup) -> bool:
     return draws_none or bool(run.storage.names("figures"))
 
 
-def _is_complete(setup: HostSetup, records: list[Record]) -> bool:
+def _is_complete(run: RunDirectory, setup: HostSetup) -> bool:
+    """Whether every record that the plan owes is there, and none was cut short of its budget."""
     owed = {key for cell in setup.plan.cells for i in setup.dataset.image_ids for key in setup.plan.keys(cell, i)}
-    return owed <= {r.key for r in records if r.error is None}
+    return owed <= run.done_keys(budgets(setup))

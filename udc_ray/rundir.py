@@ -30,7 +30,7 @@ from udc_ray.records import Record
 from udc_ray.redact import redact_values
 from udc_ray.results import Adversarial, UnitResult
 from udc_ray.spec import RunSpec, canonical_json, parse_spec
-from udc_ray.states import save_state
+from udc_ray.states import save_state, state_file
 from udc_ray.storage import Storage, is_temporary
 from udc_ray.yaml_text import load_yaml
 
@@ -151,7 +151,14 @@ class RunDirectory:
         """
         self._check_writer()
         self.keep(result)
-        return partfiles.append(self.storage, result) if result.records else ""
+        if not result.records:
+            return ""
+        name = partfiles.append(self.storage, result)
+        for key in {(r.image_id, r.restart) for r in result.records if r.cell == result.chain_cell} - set(
+            result.states
+        ):
+            self.storage.delete(state_file(result.chain_cell, key))  # kept on the way, of a chain that has ended
+        return name
 
     def keep(self, result: UnitResult) -> None:
         """Keep the states of query chains that can go on."""

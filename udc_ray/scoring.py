@@ -105,6 +105,7 @@ class CellScores:
             queries=item.queries,
             queries_harness=2 * self.victim.samples + CONTROL_DRAWS,
             queries_reexecuted=0,
+            queries_from_memory=item.from_memory,
             grad_evals=item.grad_evals,
             nfe=scores.adversarial.nfe,
             success=self.task.success(scores, has_truth, self.host.setup.spec.success),

@@ -70,6 +70,9 @@ class RunSettings(_Frozen):
     """Minutes without a finished forward pass after which a host at work is taken for hung, and replaced."""
     chunk: int | None = Field(default=None, ge=1)
     """Images per unit of work; the micro-batch unless given."""
+    memory: bool = False
+    """Whether a candidate that was answered before is not sent again, where the target is deterministic. It counts
+    against the attack's budget all the same, and stands in a column of its own."""
     max_queries: int | None = Field(default=None, ge=1)
     """Queries that all attacks together may ask."""
     max_queries_per_cell: int | None = Field(default=None, ge=1)

@@ -71,7 +71,8 @@ class Stepper:
         """
         started, attack = time.monotonic(), query_attack(self.setup, unit)
         goals = await self.host.goals(unit)
-        chains = start_chains(attack, self._problems(unit, goals), self._states(unit, attack))
+        remember = self.setup.spec.run.memory
+        chains = start_chains(attack, self._problems(unit, goals), self._states(unit, attack), remember=remember)
         asked_before = {chain.key: chain.machine.asked for chain in chains}
         objective = attack.objective or self.setup.spec.objective
         oracle = Oracle(
@@ -81,6 +82,7 @@ class Stepper:
             attack.budget,
             caps=_caps(unit, attack),
             spent=asked_before,
+            memories={chain.key: chain.memory for chain in chains if chain.memory is not None},
         )
         self._under_way[unit.key] = (unit, chains)
         try:
@@ -92,8 +94,7 @@ class Stepper:
             del self._under_way[unit.key]
         if self.halt.ending == "save" and any(chain.cut for chain in chains):
             return UnitResult(records=[], states=_states(chains), chain_cell=unit.craft_cell)
-        # one that was cut before it could ask anything shows nothing new
-        begun = [chain for chain in chains if chain.machine.asked > asked_before[chain.key] or not chain.cut]
+        begun = [chain for chain in chains if chain.machine.asked]  # one cut before its first query shows nothing
         seconds = (time.monotonic() - started) / max(1, len(begun))
         crafted = [_crafted(chain, oracle, seconds) for chain in begun]
         result = await self.host.finish(unit, crafted) if crafted else UnitResult(records=[])
@@ -108,14 +109,14 @@ class Stepper:
 
     def _problems(self, unit: Unit, goals: Goals) -> list[QueryProblem]:
         attack = query_attack(self.setup, unit)
-        purifier = self.setup.plan.defences[unit.victim].purifier
+        purifier, endpoint = self.setup.plan.defences[unit.victim].purifier, endpoint_of(self.setup.spec)
         additive = get_objective(attack.objective or self.setup.spec.objective).additive
         return [
             QueryProblem(
                 x_CHW=self.setup.dataset.load(image_id).degraded,
                 tape=Tape(seed=self.setup.spec.seed, image_ids=(image_id,), stream="attack", restart=restart),
                 goal=goals[image_id][1],
-                random=purifier is not None and purifier.random,
+                random=(purifier is not None and purifier.random) or (endpoint is not None and endpoint.random),
                 additive=additive,
             )
             for image_id in unit.image_ids
@@ -180,7 +181,7 @@ def _caps(unit: Unit, attack: QueryAttack) -> dict[ChainKey, int]:
 
 def _states(chains: Sequence[Chain]) -> dict[ChainKey, State]:
     """States of chains, between two of their questions."""
-    return {chain.key: chain.machine.state() for chain in chains}
+    return {chain.key: chain.state() for chain in chains}
 
 
 def _open(chains: Sequence[Chain]) -> dict[ChainKey, State]:
@@ -203,4 +204,5 @@ def _crafted(chain: Chain, oracle: Oracle, seconds: float) -> Crafted:
         seconds=seconds,
         curve=chain.machine.curve,
         allowed=asked if chain.cut else None,
+        from_memory=None if chain.memory is None else chain.memory.hits,
     )

@@ -311,19 +311,20 @@ class RayPool:
                 # Whatever the host held may have been its death, and flies alone from now on; a death is counted
                 # only against what was surely at work.
                 # What is stepped shares its host with many, and is suspected only when it is lost again.
-                piece.suspect = not flight.stepped or piece.retries > 1
                 piece.deaths += self._is_to_blame(flight)
+                piece.suspect = not flight.stepped or piece.retries > 1
         if piece.deaths >= DEATHS_ALLOWED:
             return [self._outcome(flight, error=f"its hosts died {piece.deaths} times: {lost.reason}")]
         self._scheduler.put_back(piece)
         return []
 
     def _is_to_blame(self, flight: Flight) -> bool:
+        if flight.stepped:
+            return flight.piece.suspect  # it shares its stepper and its host, until it flies alone
         if flight.seat.gone_at is None:
             return True  # the host lives: its own task died, or its own result was lost
-        # One thread computes, in the order of the calls: the first was at work. What is stepped shares the host.
-        held = flight.seat.held_last
-        return held[:1] == [flight.piece] and (len(held) == 1 or not flight.stepped)
+        # One thread computes, in the order of the calls: the first was at work.
+        return flight.seat.held_last[:1] == [flight.piece]
 
     def _outcome(self, flight: Flight, *, result: Any = None, error: str | None = None) -> Outcome:
         return Outcome(

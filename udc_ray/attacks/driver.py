@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from udc_ray.attacks.batcher import Batcher, Seat
+from udc_ray.attacks.memory import Memory
 from udc_ray.attacks.oracle import ChainKey, Oracle, TargetSpent
 from udc_ray.attacks.query import Machine, QueryAttack, QueryProblem, State
 from udc_ray.pool import Ending
 
 T = TypeVar("T")
+MEMORY = "memory"
+"""Where the memory of a chain stands in its state."""
 
 
 @dataclass
@@ -31,27 +34,51 @@ class Chain:
         key: image id and restart.
         machine: the machine.
         goal: score from which on the image counts as a success.
+        memory: answers that it does not ask for again; None where every candidate is sent.
         cut: it was ended before its own end: by a cap below its budget, or a halt.
     """
 
     key: ChainKey
     machine: Machine
     goal: float
+    memory: Memory | None = None
     cut: bool = False
+
+    def state(self) -> State:
+        """What `start_chains` needs to go on, between two questions."""
+        kept = {} if self.memory is None else {MEMORY: self.memory.state()}
+        return {**self.machine.state(), **kept}
 
 
 def start_chains(
-    attack: QueryAttack, problems: Sequence[QueryProblem], states: Mapping[ChainKey, State] | None = None
+    attack: QueryAttack,
+    problems: Sequence[QueryProblem],
+    states: Mapping[ChainKey, State] | None = None,
+    *,
+    remember: bool = False,
 ) -> list[Chain]:
-    """One chain for every problem, from its saved state where there is one; not from beyond the budget."""
-    chains = []
-    for problem in problems:
-        key = (problem.tape.image_ids[0], problem.tape.restart)
-        machine = attack.machine(problem, (states or {}).get(key))
-        if machine.asked > attack.budget:  # the budget was larger then
-            machine = attack.machine(problem)
-        chains.append(Chain(key=key, machine=machine, goal=problem.goal))
-    return chains
+    """One chain for every problem, from its saved state where there is one; not from beyond the budget.
+
+    Args:
+        attack: the attack.
+        problems: one for every image and restart.
+        states: what `Chain.state` gave.
+        remember: do not send a candidate twice; for victims that draw no noise.
+    """
+    return [_start(attack, problem, states or {}, remember and not problem.random) for problem in problems]
+
+
+def _start(attack: QueryAttack, problem: QueryProblem, states: Mapping[ChainKey, State], remember: bool) -> Chain:
+    key = (problem.tape.image_ids[0], problem.tape.restart)
+    state = dict(states[key]) if key in states else None
+    known = None if state is None else state.pop(MEMORY, None)
+    memory = Memory() if remember else None
+    if memory is not None and known is not None:
+        memory.load(known)
+    machine = attack.machine(problem, state)
+    if machine.asked > attack.budget:  # the budget was larger then
+        return _start(attack, problem, {}, remember)
+    return Chain(key=key, machine=machine, goal=problem.goal, memory=memory)
 
 
 async def drive(chains: Sequence[Chain], oracle: Oracle, batcher: Batcher, halt: Halt | None = None) -> None:

@@ -33,7 +33,7 @@ def distances(height: int, width: int, cell: int, tile: int, corner: tuple[int, 
 
 def profile(change: NDArray[np.float64], away: NDArray[np.int64], length: int) -> NDArray[np.float64]:
     """Squared output change summed by distance in cells, `length` values; `away` is less than that."""
-    return np.bincount(away.ravel(), change.ravel(), length)
+    return np.bincount(away.ravel(), change.ravel(), length).astype(np.float64)
 
 
 def holding_margin(by_distance: NDArray[np.float64], cell: int) -> int | None:

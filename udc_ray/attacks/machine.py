@@ -32,6 +32,7 @@ class QueryMachine:
         self._attack, self.problem = attack, problem
         self.x_CHW, self.tape, self.goal = problem.x_CHW, problem.tape, problem.goal
         self.threat = attack.threat
+        self._identity = attack.identity()
         self.asked = 0
         self.done = False
         self.stop_reason: StopReason = "budget"
@@ -111,7 +112,7 @@ class QueryMachine:
 
     def generator(self, step: int) -> np.random.Generator:
         """The keyed generator of one step."""
-        return self.tape.at(step=step).generators(self._attack.identity())[0]
+        return self.tape.at(step=step).generators(self._identity)[0]
 
     def project(self, candidate_CHW: Tensor) -> Tensor:
         """Inside ball and box, at the storage depth."""

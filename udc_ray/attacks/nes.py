@@ -35,7 +35,7 @@ def default_deviation(threat: Threat) -> float:
 
 
 class NES(QueryAttack):
-    """Natural evolution strategies (Ilyas et al. 2018, algorithm 1 and section 3): projected steps along estimates.
+    """Natural evolution strategies (Ilyas et al. 2018): projected steps along estimates.
 
     A step asks the iterate, which is the check for success, and `samples` points around it in pairs of
     opposite directions: 51 queries at the defaults. The untouched image is the first iterate.
@@ -178,7 +178,7 @@ class ZOSignSGDMachine(ProbingMachine):
         self.move(self.estimate(scores[-self.attack.samples - 1 :]).sign(), self.rate)
 
     def estimate(self, scores: Sequence[float]) -> Tensor:
-        """Equation 3 of the paper, float64: the mean of forward difference times direction over mu.
+        """The gradient, float64: the mean of forward difference times direction over mu.
 
         Args:
             scores: of the centre, then of every direction.

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udc_ray.attacks.memory import Memory
 from udc_ray.attacks.query import SCALAR, Answer, Ask, Wanted
 from udc_ray.errors import UdcRayError
 
@@ -104,6 +105,7 @@ class Oracle:
         budget: queries allowed per image and restart.
         caps: queries allowed to some chains that have less than the budget, because a larger account ends.
         spent: queries that chains had asked before, in earlier sessions.
+        memories: of the chains that are not to send a candidate twice.
     """
 
     def __init__(
@@ -115,10 +117,12 @@ class Oracle:
         *,
         caps: Mapping[ChainKey, int] | None = None,
         spent: Mapping[ChainKey, int] | None = None,
+        memories: Mapping[ChainKey, Memory] | None = None,
     ) -> None:
         self._send, self._victim, self._like, self._budget = send, victim, like, budget
         self._caps = dict(caps or {})
         self.spent: dict[ChainKey, int] = dict(spent or {})
+        self._memories = dict(memories or {})
 
     def allowed(self, key: ChainKey) -> int:
         """Queries that a chain may have asked in all."""
@@ -136,12 +140,23 @@ class Oracle:
         self.spent[key] = first + count
         queries = [self._query(key, step, x_CHW, ask.wanted, goal) for step, x_CHW in enumerate(ask.x_KCHW, first)]
         try:
-            return await self._send(queries)
+            return await self._answers(queries, self._memories.get(key))
         except TargetSpent:
-            self.spent[key] = (
-                first  # the chain learns nothing of this ask; the target's own account knows what was sent
-            )
+            self.spent[key] = first  # the chain learns nothing of this ask; what was sent, the target's account knows
             raise
+
+    async def _answers(self, queries: list[Query], memory: Memory | None) -> list[Answer]:
+        """Answers to the queries of one ask; from memory where one was had before, in this ask too."""
+        if memory is None:
+            return await self._send(queries)
+        names = [memory.name(query.x_CHW, query.row.wanted) for query in queries]
+        again = [name is not None and name in names[:n] for n, name in enumerate(names)]
+        answers = [None if repeated else memory.find(name) for name, repeated in zip(names, again, strict=True)]
+        fresh = [n for n, answer in enumerate(answers) if answer is None and not again[n]]
+        for n, answer in zip(fresh, await self._send([queries[n] for n in fresh]) if fresh else [], strict=True):
+            memory.keep(names[n], answer)
+            answers[n] = answer
+        return [memory.recall(name) if answer is None else answer for name, answer in zip(names, answers, strict=True)]
 
     def _query(self, key: ChainKey, step: int, x_CHW: Tensor, wanted: Wanted, goal: float) -> Query:
         like = self._like

@@ -20,7 +20,7 @@ SHARE = 8
 
 
 class Parsimonious(QueryAttack):
-    """Combinatorial attack on the vertices of the linf ball (sections 3.3 to 3.5 of the paper).
+    """Combinatorial attack on the vertices of the linf ball.
 
     The set of blocks (one channel each) at +eps is grown and shrunk, the others are at -eps, where all begin. The
     blocks, in keyed random order, are searched `batch` at a time: every gain of an insertion is asked, the blocks are

@@ -20,6 +20,8 @@ ATTACKS: Registry[Attack] = Registry(
         "nes": "udc_ray.attacks.nes:NES",
         "zo-signsgd": "udc_ray.attacks.nes:ZOSignSGD",
         "bandits": "udc_ray.attacks.bandits:Bandits",
+        "tile-square": "udc_ray.attacks.tile_square:TileSquare",
+        "tile-simba": "udc_ray.attacks.tile_simba:TileSimBA",
         "transfer": "udc_ray.attacks.transfer:Transfer",
         "hopskipjump": "udc_ray.attacks.hopskipjump:HopSkipJump",
         "rays": "udc_ray.attacks.rays:RayS",

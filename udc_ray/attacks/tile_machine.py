@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ WIDER, NARROWER = 1.5, 1.25
 """What the margin is multiplied by where kept patches did not add up, and divided by where they did."""
 ADDS_UP = 0.3
 """Share of the gain seen in the neighbourhoods that the whole image has to show: its patches add up."""
+PROBE = 8
+"""Side in pixels of the tile of a probe."""
 PATIENCE = 3
 """Verifications, the first ones, that all failed: then the plain attack takes over."""
 
@@ -73,7 +75,7 @@ class TileMachine(QueryMachine):
         problem: the image.
     """
 
-    SAVED = (
+    SAVED: ClassVar[tuple[str, ...]] = (
         *("asked", "best_CHW", "best_score", "curve", "by_distance", "margin"),
         *("body_CHW", "sums", "safe_CHW", "safe_sums", "base", "promised", "unverified", "failures", "successes"),
     )
@@ -127,6 +129,9 @@ class TileMachine(QueryMachine):
     def tried(self, kept: NDArray[np.bool_]) -> None:
         """What follows from which patches of the last trial were kept."""
 
+    def rebased(self) -> None:
+        """What follows from a verification: the present body may be another one now, and so may the margin."""
+
     def resume(self, inner: HillClimb) -> None:
         """Tell the plain machine more than the best image, if it needs that to go on from there."""
 
@@ -140,6 +145,10 @@ class TileMachine(QueryMachine):
     def usable(self) -> list[int]:
         """Sizes of which enough patches fit side by side with the present margin."""
         return [s for s in self.sizes if s % self.cell == 0 and self.layout(s).fits(self.height, self.width)]
+
+    def probe_size(self) -> int:
+        """Side of the tile of a probe: 8 pixels, less in an image that is too small for that."""
+        return max(s for s in self.usable() if s <= max(PROBE, self.usable()[0]))
 
     # Asking.
 
@@ -166,14 +175,18 @@ class TileMachine(QueryMachine):
     def _corner(self, number: int) -> tuple[int, int]:
         """Place of a probe's tile."""
         rng = self.generator(self.before + number)
-        return locality.probe_corner(rng, number, self.height, self.width, self.usable()[0])
+        return locality.probe_corner(rng, number, self.height, self.width, self.probe_size())
 
     def _probe(self, number: int) -> Tensor:
-        (row, column), size = self._corner(number), self.usable()[0]
+        (row, column), size = self._corner(number), self.probe_size()
         rows, columns = slice(row, row + size), slice(column, column + size)
         change_CHW = np.zeros(self.shape)
         change_CHW[:, rows, columns] = self.eps if float(self.x_CHW[:, rows, columns].mean()) < 0.5 else -self.eps
         return self.project(self.x_CHW + as_float32(change_CHW).to(self.x_CHW.device))
+
+    def keyed(self, purpose: str, step: int) -> np.random.Generator:
+        """A generator for a purpose of its own, apart from those of the queries."""
+        return self.tape.at(step=step).generators(f"{self._attack.identity()}/{purpose}")[0]
 
     # Learning.
 
@@ -205,7 +218,7 @@ class TileMachine(QueryMachine):
 
     def _learn_reach(self, number: int, change: Array) -> None:
         """Add a probe to the profile; after the last one the margin is known."""
-        away = locality.distances(self.height, self.width, self.cell, self.usable()[0], self._corner(number))
+        away = locality.distances(self.height, self.width, self.cell, self.probe_size(), self._corner(number))
         self.by_distance = self.by_distance + locality.profile(change, away, len(self.by_distance))
         if number < locality.PROBES - 1:
             return
@@ -242,6 +255,7 @@ class TileMachine(QueryMachine):
             self.safe_CHW, self.safe_sums = self.body_CHW.copy(), sums
         self.body_CHW, self.sums = self.safe_CHW.copy(), self.safe_sums.copy()
         self.base, self.promised, self.unverified = float(self.safe_sums.sum()), 0.0, 0
+        self.rebased()
         if self.successes == 0 and self.failures >= PATIENCE:
             self.fall_back()
 

@@ -27,7 +27,7 @@ class TileSimBA(TileAttack):
 
     name: ClassVar[str] = "tile-simba"
 
-    tile: int = Field(default=16, ge=4)
+    tile: int = Field(default=8, ge=4)
     """Largest side of a tile in pixels; a smaller one is taken where enough of these do not fit."""
     freq_share: Amount = Field(default=0.75, gt=0, le=1)
     """Share of a tile's frequencies, from the lowest, that basis images are drawn from."""
@@ -49,7 +49,7 @@ class TileSimBA(TileAttack):
 class TileSimBAMachine(TileMachine):
     """Tile-parallel SimBA on one image; a body is the perturbation before rounding to the storage depth."""
 
-    SAVED = (*TileMachine.SAVED, "turn", "refused")
+    SAVED: ClassVar[tuple[str, ...]] = (*TileMachine.SAVED, "turn", "refused")
 
     def __init__(self, attack: TileSimBA, problem: QueryProblem) -> None:
         self.attack = attack
@@ -86,6 +86,10 @@ class TileSimBAMachine(TileMachine):
         if not len(self.refused):
             self.turn += 1
 
+    def rebased(self) -> None:
+        if len(self.refused):
+            self.refused, self.turn = np.zeros(0, dtype=bool), self.turn + 1
+
     def resume(self, inner: HillClimb) -> None:
         if isinstance(inner, SimBAMachine):
             inner.sum_CHW = self.best_CHW
@@ -94,11 +98,11 @@ class TileSimBAMachine(TileMachine):
         """The tiles of the present colour, and a basis image for each."""
         layout = self.layout(self.usable()[-1])
         count = layout.colours**2
-        colour = int(self.generator(-1 - self.turn // count).permutation(count)[self.turn % count])
+        colour = int(self.keyed("order", self.turn // count).permutation(count)[self.turn % count])
         row, column = (layout.tile * place for place in divmod(colour, layout.colours))
         pitch = layout.tile * layout.colours
         patches = lattice(self.height, self.width, layout, row=row, column=column, pitch=pitch)
-        rng = self.generator(self.turn)
+        rng = self.keyed("basis", self.turn)
         return patches, [self._basis_image(rng, patch) for patch in patches]
 
     def _basis_image(self, rng: np.random.Generator, patch: Patch) -> Body:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from udc_ray.attacks import waves
-from udc_ray.attacks.machine import HillClimb, as_float32
+from udc_ray.attacks.machine import as_float32
 from udc_ray.attacks.query import QueryProblem
 from udc_ray.attacks.square import Square, signs
 from udc_ray.attacks.tile_machine import Array, Body, TileAttack, TileMachine, Trial
@@ -21,8 +22,10 @@ CANDIDATES = 400
 """Waves among which the scans choose."""
 SHARPNESS = 3.0
 """How much likelier a wave is drawn, in powers of e, for each e-fold of damage that is expected of it."""
-STRENGTHS = (0.15, 0.5)
+STRENGTHS = (0.15, 0.5, 1.5)
 """Amplitude of a wave that is added to the latent, which begins with amplitude 1."""
+LARGEST = 6
+"""So many of the sizes that fit are used, the largest ones."""
 TINTED = 0.3
 """Share of patches whose wave has channel weights -1, 0 or 1 drawn anew."""
 
@@ -58,7 +61,7 @@ class TileSquare(TileAttack):
 class TileSquareMachine(TileMachine):
     """Tile-parallel Square on one image; a body is a latent whose signs are the perturbation's."""
 
-    SAVED = (*TileMachine.SAVED, "pool", "weights", "damages")
+    SAVED: ClassVar[tuple[str, ...]] = (*TileMachine.SAVED, "pool", "weights", "damages")
     before = 2
     sizes = (4, 8, 12, 16, 24, 32, 48)
 
@@ -79,14 +82,13 @@ class TileSquareMachine(TileMachine):
     def start_body(self, number: int) -> Body:
         rng = self.generator(self.asked)
         channels, height, width = self.shape
-        if number == 0:
-            return _body(np.broadcast_to(signs(rng, channels, 1, width), self.shape))
-        if number == 1:
-            return _body(signs(rng, *self.shape))
+        if number < 2:
+            drawn = signs(rng, channels, 1, width) if number == 0 else signs(rng, *self.shape)
+            return _body(drawn * rng.random(self.shape))  # magnitudes say how easily a sign is turned later
         if number < 2 + self.attack.scans:
             return self._scan(number - 2)
         self._choose()
-        favourites = waves.distinct(self.pool[np.argsort(-self.weights, kind="stable")], self.attack.waves)
+        favourites = self._favourites()
         wave = favourites[(number - 2 - self.attack.scans) % len(favourites)]
         crest = waves.crest(wave, rng.uniform(0, 2 * np.pi), height, width)
         return _body(waves.colours(channels)[int(wave[2])][:, None, None] * crest)
@@ -101,7 +103,7 @@ class TileSquareMachine(TileMachine):
     def trial(self) -> Trial:
         self._choose()
         rng = self.generator(self.asked)
-        layout = self.layout(int(rng.choice(self.usable())))
+        layout = self.layout(int(rng.choice(self.usable()[-LARGEST:])))
         strength = float(rng.choice(STRENGTHS))
         row, column = (self.cell * int(rng.integers(0, layout.pitch // self.cell)) for _ in range(2))
         patches = lattice(self.height, self.width, layout, row=row, column=column)
@@ -123,12 +125,7 @@ class TileSquareMachine(TileMachine):
     def _lab_waves(self, number: int) -> Array:
         """The waves of a scan, tiles x 3, drawn anew from its own key."""
         rows, columns = -(-self.height // LAB), -(-self.width // LAB)
-        return waves.draw(self.generator(self._scan_step(number)), rows * columns, self.shape[0])
-
-    def _scan_step(self, number: int) -> int:
-        from udc_ray.attacks.locality import PROBES
-
-        return 2 + PROBES + number
+        return waves.draw(self.keyed("scan", number), rows * columns, self.shape[0])
 
     def _scan(self, number: int) -> Body:
         body_CHW = np.zeros(self.shape, dtype=np.float32)
@@ -140,12 +137,18 @@ class TileSquareMachine(TileMachine):
             here[:] = palette[int(wave[2])][:, None, None] * waves.crest(wave, 0.0, *here.shape[1:])
         return body_CHW
 
+    def _favourites(self) -> Array:
+        """The waves of which most is expected: of the grey ones and of all in turn, none twice."""
+        ranked = self.pool[np.argsort(-self.weights, kind="stable")]
+        grey, every = (waves.distinct(some, self.attack.waves) for some in (ranked[ranked[:, 2] == 0], ranked))
+        turns = [wave for pair in itertools.zip_longest(grey, every) for wave in pair if wave is not None]
+        return waves.distinct(np.array(turns), self.attack.waves)
+
     def _choose(self) -> None:
         """Once the scans are answered: which waves to use, and how often."""
         if len(self.pool):
             return
-        rng = self.generator(self._scan_step(0))
-        self.pool = waves.draw(rng, CANDIDATES, self.shape[0])
+        self.pool = waves.draw(self.keyed("pool", 0), CANDIDATES, self.shape[0])
         expected = np.zeros(len(self.pool))
         if self.damages:
             tried = np.concatenate([self._lab_waves(n) for n in range(len(self.damages))])
@@ -154,9 +157,6 @@ class TileSquareMachine(TileMachine):
             expected = waves.expected(tried, gains, self.pool)
         likely = np.exp(SHARPNESS * (expected - expected.max()))
         self.weights = likely / likely.sum()
-
-    def resume(self, inner: HillClimb) -> None:
-        """The schedule of the plain attack goes on by the count."""
 
 
 def _fade(length: int) -> Array:

@@ -202,7 +202,7 @@ def _counts(once: Iterable[Record], blind: bool) -> dict[str, int]:
     for record in once:
         counts["queries_harness"] += record.queries_harness or 0
         if not blind:
-            asked, free = record.queries or 0, getattr(record, "queries_from_memory", None) or 0
+            asked, free = record.queries or 0, record.queries_from_memory or 0
             counts["queries_asked"] += asked
             counts["queries_from_memory"] += free
             counts["queries_sent"] += asked - free
