@@ -149,8 +149,8 @@ def _attacks(budget: int) -> dict[str, Callable[[Target], Curve]]:
     """Every attack that is compared, as what runs it."""
     plain = {f"square p={p}": Square(p=p, horizon=budget, budget=budget) for p in PS}
     others = {
-        "tile-square": TileSquare(budget=budget),
-        "tile-square without waves": TileSquare(budget=budget, scans=0, waves=0),
+        "tile-square": TileSquare(budget=budget, horizon=budget),
+        "tile-square without waves": TileSquare(budget=budget, horizon=budget, scans=0, waves=0),
         "simba": SimBA(budget=budget),
         "tile-simba": TileSimBA(budget=budget),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from udc_ray.attacks.waves import BANDWIDTH, DOUBT, HIGHEST, LOWEST, colours, crest, distinct, draw, expected
+from udc_ray.attacks.waves import BANDWIDTH, DOUBT, HIGHEST, LOWEST, colours, crest, distances, draw, expected
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -32,18 +32,17 @@ def test_a_crest_has_its_period() -> None:
 
 def test_expectation_is_that_of_the_like() -> None:
     tried, gains = np.array([[0.1, 0.2, 0], [0.3, 0.0, 0]]), np.array([1.0, -2.0])
-    same, reverse, tinted, far, between = expected(
-        tried,
-        gains,
-        np.array([[0.1, 0.2, 0], [-0.1, -0.2, 0], [0.1, 0.2, 1], [0.1, -0.35, 0], [0.1 + BANDWIDTH, 0.2, 0]]),
-    )
+    others = np.array([[0.1, 0.2, 0], [-0.1, -0.2, 0], [0.1, 0.2, 1], [0.1, -0.35, 0], [0.1 + BANDWIDTH, 0.2, 0]])
+    same, reverse, tinted, far, between = expected(tried, gains, np.ones(2), others)
     assert same == reverse == pytest.approx(1 / (1 + DOUBT), rel=1e-4)
     assert tinted == 0 and abs(far) < 1e-6
     weight = np.exp(-0.5)
     assert between == pytest.approx(weight / (weight + DOUBT), rel=1e-2)
+    assert expected(tried, gains, np.array([9.0, 1.0]), others)[0] == pytest.approx(9 / (9 + DOUBT), rel=1e-4)
+    assert expected(tried[:0], gains[:0], gains[:0], others).tolist() == [0] * 5
 
 
-def test_distinct_keeps_the_first_of_like_waves() -> None:
-    waves = np.array([[0.1, 0.1, 0], [0.11, 0.1, 0], [-0.1, -0.1, 0], [0.1, 0.1, 1], [0.3, 0.1, 0]])
-    assert distinct(waves, 3).tolist() == waves[[0, 3, 4]].tolist()
-    assert len(distinct(waves, 9)) == 3 and distinct(waves, 0).shape == (0, 3)
+def test_distances_know_reversals_and_colours() -> None:
+    waves = np.array([[0.1, 0.1, 0], [-0.1, -0.1, 0], [0.1, 0.1, 1], [0.3, 0.1, 0]])
+    found = distances(waves, waves[:1])[:, 0]
+    assert found[:2].tolist() == [0, 0] and found[2] == np.inf and found[3] == pytest.approx(0.2)

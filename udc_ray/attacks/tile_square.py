@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +19,10 @@ LAB = 32
 """Side in pixels of the tiles that hold a wave each in a scan: a few periods of the waves that matter."""
 CANDIDATES = 400
 """Waves among which the scans choose."""
+TRUST = 10.0
+"""Weight of a wave that was tried all over the image, where one that was tried in a tile weighs 1."""
+TINY = 1e-12
+"""Least squared error whose logarithm is taken."""
 SHARPNESS = 3.0
 """How much likelier a wave is drawn, in powers of e, for each e-fold of damage that is expected of it."""
 STRENGTHS = (0.15, 0.5, 1.5)
@@ -35,7 +38,7 @@ class TileSquare(TileAttack):
 
     Every image is the untouched one +- eps, by the sign of a latent. It starts from the best of
     vertical stripes, independent signs, `scans` images that hold another wave in every tile, and
-    `waves` images of one wave each, those of which the scans let expect most. Then waves are added
+    `waves` images of one wave each, that of which most is to be expected by then. Then waves are added
     to the latent in separated windows, kept where the neighbourhood of the window is worse off.
     """
 
@@ -43,7 +46,7 @@ class TileSquare(TileAttack):
 
     scans: int = Field(default=4, ge=0)
     """Queries that try another wave in every tile."""
-    waves: int = Field(default=8, ge=0)
+    waves: int = Field(default=16, ge=0)
     """Queries that try one wave all over the image."""
     horizon: int = Field(default=10_000, ge=1)
     """Schedule of the plain attack, where it takes over."""
@@ -61,19 +64,20 @@ class TileSquare(TileAttack):
 class TileSquareMachine(TileMachine):
     """Tile-parallel Square on one image; a body is a latent whose signs are the perturbation's."""
 
-    SAVED: ClassVar[tuple[str, ...]] = (*TileMachine.SAVED, "pool", "weights", "damages")
+    SAVED: ClassVar[tuple[str, ...]] = (*TileMachine.SAVED, "damages", "whole")
     before = 2
     sizes = (4, 8, 12, 16, 24, 32, 48)
 
     def __init__(self, attack: TileSquare, problem: QueryProblem) -> None:
         self.attack = attack
         self.starts = 2 + attack.scans + attack.waves
-        self.pool: Array = np.zeros((0, 3))
-        """Waves that windows are filled with, and how likely each is drawn; rows of `waves`."""
-        self.weights: Array = np.zeros(0)
         self.damages: list[Array] = []
-        """Logarithm of the mean squared error in the tiles of every scan."""
+        """Logarithm of the squared error in the tiles of every scan."""
+        self.whole: list[tuple[float, float, float, float]] = []
+        """Waves that were tried all over the image, and the logarithm of their squared error."""
         super().__init__(attack, problem)
+        self.pool = waves.draw(self.keyed("pool", 0), CANDIDATES, self.shape[0])
+        self._likely: Array | None = None
 
     def image(self, body_CHW: Body) -> Tensor:
         moved = self.eps * np.where(body_CHW >= 0, 1.0, -1.0)
@@ -87,9 +91,7 @@ class TileSquareMachine(TileMachine):
             return _body(drawn * rng.random(self.shape))  # magnitudes say how easily a sign is turned later
         if number < 2 + self.attack.scans:
             return self._scan(number - 2)
-        self._choose()
-        favourites = self._favourites()
-        wave = favourites[(number - 2 - self.attack.scans) % len(favourites)]
+        wave = self._next_wave()
         crest = waves.crest(wave, rng.uniform(0, 2 * np.pi), height, width)
         return _body(waves.colours(channels)[int(wave[2])][:, None, None] * crest)
 
@@ -98,17 +100,22 @@ class TileSquareMachine(TileMachine):
             side = max(LAB // self.cell, 1)
             rows = np.add.reduceat(sums, range(0, sums.shape[0], side), axis=0)
             totals = np.add.reduceat(rows, range(0, sums.shape[1], side), axis=1)
-            self.damages.append(np.log(np.maximum(totals, 1e-12)))
+            self.damages.append(np.log(np.maximum(totals, TINY)))
+        elif number >= 2:
+            down, right, colour = (float(value) for value in self._next_wave())
+            self.whole.append((down, right, colour, float(np.log(max(sums.sum(), TINY)))))
 
     def trial(self) -> Trial:
-        self._choose()
         rng = self.generator(self.asked)
+        if self._likely is None:
+            self._likely = np.exp(SHARPNESS * self._expected())
+            self._likely /= self._likely.sum()
         layout = self.layout(int(rng.choice(self.usable()[-LARGEST:])))
         strength = float(rng.choice(STRENGTHS))
         row, column = (self.cell * int(rng.integers(0, layout.pitch // self.cell)) for _ in range(2))
         patches = lattice(self.height, self.width, layout, row=row, column=column)
         body_CHW = self.body_CHW.copy()
-        drawn = self.pool[rng.choice(len(self.pool), size=len(patches), p=self.weights)]
+        drawn = self.pool[rng.choice(len(self.pool), size=len(patches), p=self._likely)]
         for patch, wave in zip(patches, drawn, strict=True):
             here = body_CHW[patch.pixels]
             here += strength * self._window(rng, wave, *here.shape[1:])
@@ -137,26 +144,32 @@ class TileSquareMachine(TileMachine):
             here[:] = palette[int(wave[2])][:, None, None] * waves.crest(wave, 0.0, *here.shape[1:])
         return body_CHW
 
-    def _favourites(self) -> Array:
-        """The waves of which most is expected: of the grey ones and of all in turn, none twice."""
-        ranked = self.pool[np.argsort(-self.weights, kind="stable")]
-        grey, every = (waves.distinct(some, self.attack.waves) for some in (ranked[ranked[:, 2] == 0], ranked))
-        turns = [wave for pair in itertools.zip_longest(grey, every) for wave in pair if wave is not None]
-        return waves.distinct(np.array(turns), self.attack.waves)
+    def _next_wave(self) -> Array:
+        """The most promising wave of the pool, in turn of the grey ones and of all, unlike those tried all over."""
+        expected = self._expected()
+        if len(self.whole) % 2 == 0:
+            expected[self.pool[:, 2] != 0] = -np.inf
+        if self.whole:
+            near = waves.distances(self.pool, np.array(self.whole)[:, :3]).min(axis=1) < waves.BANDWIDTH / 2
+            expected[near] = -np.inf
+        wave: Array = self.pool[int(np.argmax(expected))]
+        return wave
 
-    def _choose(self) -> None:
-        """Once the scans are answered: which waves to use, and how often."""
-        if len(self.pool):
-            return
-        self.pool = waves.draw(self.keyed("pool", 0), CANDIDATES, self.shape[0])
-        expected = np.zeros(len(self.pool))
+    def _expected(self) -> Array:
+        """Gain to be expected of the waves of the pool: by tile against the same tile with other waves, and as a whole."""
+        tried, gains, trust = [np.zeros((0, 3))], [np.zeros(0)], [np.zeros(0)]
         if self.damages:
-            tried = np.concatenate([self._lab_waves(n) for n in range(len(self.damages))])
             damages = np.stack(self.damages)
-            gains = (damages - damages.mean(axis=0)).ravel()  # against the same tile with other waves
-            expected = waves.expected(tried, gains, self.pool)
-        likely = np.exp(SHARPNESS * (expected - expected.max()))
-        self.weights = likely / likely.sum()
+            tried.append(np.concatenate([self._lab_waves(n) for n in range(len(damages))]))
+            gains.append((damages - damages.mean(axis=0)).ravel())
+            trust.append(np.ones(damages.size))
+        if self.whole:
+            whole = np.array(self.whole)
+            average = np.log(np.exp(np.stack(self.damages)).sum(axis=(1, 2))).mean() if self.damages else whole[0, 3]
+            tried.append(whole[:, :3])
+            gains.append(whole[:, 3] - average)
+            trust.append(np.full(len(whole), TRUST))
+        return waves.expected(np.concatenate(tried), np.concatenate(gains), np.concatenate(trust), self.pool)
 
 
 def _fade(length: int) -> Array:

@@ -19,7 +19,7 @@ LOWEST, HIGHEST = 0.02, 0.4
 BANDWIDTH = 0.035
 """Cycles a pixel within which waves are taken to do alike."""
 DOUBT = 0.3
-"""Weight of the assumption that a wave does what the average does; measured ones weigh 1 each."""
+"""Weight of the assumption that a wave does what the average does; those measured in one tile weigh 1."""
 
 
 def colours(channels: int) -> Array:
@@ -42,30 +42,25 @@ def crest(wave: Array, phase: float, height: int, width: int) -> Array:
     return cosine
 
 
-def expected(tried: Array, gains: Array, waves: Array) -> Array:
-    """Gain that the tried waves (n x 3) with their gains (n) let expect of others (m x 3).
+def expected(tried: Array, gains: Array, trust: Array, waves: Array) -> Array:
+    """Gain that tried waves let expect of others.
 
     A Gaussian-weighted mean over waves of the same colour (Nadaraya 1964, Watson 1964), drawn
     towards 0, the average, where few were tried nearby. A wave and its reverse are the same.
+
+    Args:
+        tried: waves, n x 3.
+        gains: their gains, n.
+        trust: weight of each, n.
+        waves: waves to judge, m x 3.
     """
-    ahead = np.square(waves[:, None, :2] - tried[None, :, :2]).sum(axis=2)
-    behind = np.square(waves[:, None, :2] + tried[None, :, :2]).sum(axis=2)
-    weights = np.exp(-np.minimum(ahead, behind) / (2 * BANDWIDTH**2)) * (waves[:, None, 2] == tried[None, :, 2])
+    weights = np.exp(-np.square(distances(waves, tried)) / (2 * BANDWIDTH**2)) * trust
     mean: Array = (weights @ gains) / (weights.sum(axis=1) + DOUBT)
     return mean
 
 
-def distinct(waves: Array, count: int) -> Array:
-    """The first `count` rows (fewer if there are not so many) of which no two are nearly alike."""
-    picked: list[Array] = []
-    for wave in waves:
-        if len(picked) == count:
-            break
-        if all(_apart(wave, other) for other in picked):
-            picked.append(wave)
-    return np.array(picked).reshape(-1, waves.shape[1])
-
-
-def _apart(wave: Array, other: Array) -> bool:
-    near = min(np.hypot(*(wave - other)[:2]), np.hypot(*(wave + other)[:2]))
-    return bool(near > BANDWIDTH or wave[2] != other[2])
+def distances(waves: Array, others: Array) -> Array:
+    """Cycles a pixel from each wave (m x 3) to each of the others (n x 3), infinite to those of another colour."""
+    ahead = np.linalg.norm(waves[:, None, :2] - others[None, :, :2], axis=2)
+    behind = np.linalg.norm(waves[:, None, :2] + others[None, :, :2], axis=2)
+    return np.where(waves[:, None, 2] == others[None, :, 2], np.minimum(ahead, behind), np.inf)
