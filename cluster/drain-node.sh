@@ -10,7 +10,7 @@ seconds=${1:-100}
 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "the machine ends" \
     --deadline-remaining-seconds "$seconds" || exit
 
-# Ray names a worker process after the call it is in: ray::HostActor.run, or ray::query_unit for a task;
+# Ray names a worker process after the call it is in: ray::HostActor.run, ray::HostActor.score;
 # between calls it is ray::HostActor or ray::IDLE. Three looks in a row without a call mean that it is over.
 processes=${UDC_RAY_PROCESSES:-/proc}
 busy='^ray::([A-Za-z_]+\.[a-z]|[a-z])'

@@ -69,7 +69,7 @@ def probed(model: nn.Module, size: int = 64, margin_only: bool = True) -> TileMa
 
 @pytest.mark.parametrize(("by", "least"), [(0, 4), (4, 4), (6, 4), (12, 12)])
 def test_the_margin_is_how_far_a_change_reaches(by: int, least: int) -> None:
-    machine = probed(Rolled(by))
+    machine = probed(Rolled(by), size=128)
     assert machine.inner is None and least <= machine.margin <= max(least, by + 4)
 
 

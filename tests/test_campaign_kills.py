@@ -44,6 +44,7 @@ def test_a_ledger_that_writes_after_sending_is_caught() -> None:
     assert any(promise.startswith("counter <= answered + unknown") for promise in found["broken"])
 
 
+@pytest.mark.slow
 def test_a_campaign_against_our_own_model_that_is_killed_ends_where_it_would_have() -> None:
     with fast_folder() as folder:
         found = after(folder, target="owned", kills=["driver"] * 3, most=25)

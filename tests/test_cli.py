@@ -21,7 +21,7 @@ from udc_ray.places import with_absolute_paths
 from udc_ray.run import Finished
 from udc_ray.rundir import RunDirectory
 from udc_ray.spec import RunSpec, parse_spec
-from udc_ray_cli import evaluate as evaluate_module
+from udc_ray_cli import manner
 
 ROOT = Path(__file__).parent.parent
 VOLATILE = ["seconds", "host", "retries", "queries_reexecuted"]
@@ -65,7 +65,9 @@ def test_help_names_what_works_and_no_more() -> None:
     text = call("evaluate", "--help").out
     for option in ("--preset", "--model", "--attack", "--defense", "--set", "--resume", "--max-hours", "--cluster"):
         assert option in text
-    assert "campaign" not in call("--help").out
+    commands = call("--help").out
+    assert "campaign" in commands and "verify" in commands and "serve" in commands
+    assert "finetune" not in commands and "certify" not in commands
 
 
 def test_version() -> None:
@@ -352,7 +354,7 @@ def _copy(source: Path, target: Path, without: frozenset[str] | set[str] = froze
 
 
 def test_exit_codes_are_those_of_the_manual() -> None:
-    assert (evaluate_module.SOME_FAILED, evaluate_module.CHECK_FAILED) == (1, 3)
+    assert (manner.SOME_FAILED, manner.CHECK_FAILED) == (1, 3)
 
 
 def test_a_run_directory_that_was_resumed_keeps_its_spec(finished_run: tuple[Path, Answer]) -> None:

@@ -49,7 +49,7 @@ def test_the_node_is_drained_with_its_deadline(tools: dict[str, str], tmp_path: 
     assert call.endswith("--deadline-remaining-seconds 1")
 
 
-@pytest.mark.parametrize("title", ["ray::HostActor.run", "ray::query_unit"])
+@pytest.mark.parametrize("title", ["ray::HostActor.run", "ray::HostActor.score"])
 def test_waits_for_a_host_that_is_in_a_call(tools: dict[str, str], tmp_path: Path, title: str) -> None:
     worker = process(tmp_path, title)
     script = subprocess.Popen([CLUSTER / "drain-node.sh", "100"], env=tools)

@@ -156,7 +156,7 @@ class TileSquareMachine(TileMachine):
         return wave
 
     def _expected(self) -> Array:
-        """Gain to be expected of the waves of the pool: by tile against the same tile with other waves, and as a whole."""
+        """Gain to be expected of the waves of the pool, over the average wave, by all that was tried."""
         tried, gains, trust = [np.zeros((0, 3))], [np.zeros(0)], [np.zeros(0)]
         if self.damages:
             damages = np.stack(self.damages)
