@@ -21,13 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from udc_ray.metered.leases import encode_rows
+from udc_ray.metered.leases import encode_rows, target_hash
 from udc_ray.metered.ledger import Answer, BudgetSpent, Ledger, LedgerError, QueryKey, Replay, Row, Ticket
 from udc_ray.metered.reading import read_account
 from udc_ray.storage import Storage
 
 TARGET = "http://127.0.0.1:9/restore"
 FILE = "ledger.sqlite"
+FOLDER = f"ledger/{target_hash(TARGET)}"
 
 
 @contextmanager
@@ -65,6 +66,31 @@ def attack(step: int = 0, *, image: str = "im0", cell: str = "c") -> QueryKey:
 
 def harness(step: int = 0, **options: Any) -> QueryKey:
     return QueryKey(purpose="harness", cell="c", image_id="im0", restart=0, step=step, **options)
+
+
+def storage(folder: Path) -> Storage:
+    """The storage of the run in this folder."""
+    return Storage(str(folder / "run"))
+
+
+def opened(folder: Path, budget: int | None = 10, *, target: str = TARGET, **options: Any) -> Ledger:
+    """A ledger whose file lies beside its storage."""
+    return Ledger(folder / FILE, target, budget, storage(folder), **options)
+
+
+def opened_on_disk(folder: Path, *, budget: int | None = 20, lease: int = 4, store: Storage | None = None) -> Ledger:
+    """A ledger whose file lies on a disk of its own, with short leases."""
+    return Ledger(folder / "disk" / FILE, TARGET, budget, storage(folder) if store is None else store, lease)
+
+
+def lose_disk(folder: Path) -> None:
+    """Remove what lies on the disk of its own."""
+    for path in (folder / "disk").iterdir():
+        path.unlink()
+
+
+def states(ledger: Ledger) -> list[str]:
+    return [row.state for row in ledger.rows()]
 
 
 def ticket(ledger: Ledger, key: QueryKey, candidate: str | None = None) -> Ticket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from udc_ray.attacks.waves import BANDWIDTH, DOUBT, HIGHEST, LOWEST, colours, crest, distances, draw, expected
+from udc_ray.attacks.waves import BANDWIDTH, DOUBT, GREY, HIGHEST, LOWEST, colours, crest, distances, draw, expected
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -20,7 +20,7 @@ def test_waves_are_drawn_in_all_directions_and_colours() -> None:
     waves = draw(np.random.default_rng(0), 4000, 3)
     cycles = np.hypot(waves[:, 0], waves[:, 1])
     assert cycles.min() >= LOWEST and cycles.max() <= HIGHEST
-    assert (waves[:, 2] == 0).mean() == pytest.approx(0.5, abs=0.03)
+    assert (waves[:, 2] == 0).mean() == pytest.approx(GREY, abs=0.03)
     assert set(waves[:, 2]) == {0, 1, 2, 3} and (waves[:, 1] < 0).mean() == pytest.approx(0.5, abs=0.03)
     assert set(draw(np.random.default_rng(0), 50, 1)[:, 2]) == {0}
 

@@ -17,9 +17,9 @@ from udc_ray.attacks.tiles import lattice
 
 LAB = 32
 """Side in pixels of the tiles that hold a wave each in a scan: a few periods of the waves that matter."""
-CANDIDATES = 400
+CANDIDATES = 1500
 """Waves among which the scans choose."""
-TRUST = 10.0
+TRUST = 3.0
 """Weight of a wave that was tried all over the image, where one that was tried in a tile weighs 1."""
 TINY = 1e-12
 """Least squared error whose logarithm is taken."""

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-LOWEST, HIGHEST = 0.02, 0.4
+LOWEST, HIGHEST = 0.02, 0.35
 """Frequencies that are drawn, in cycles a pixel."""
+GREY = 0.75
+"""Share of grey waves: where channels agree, restorers amplify most."""
 BANDWIDTH = 0.035
 """Cycles a pixel within which waves are taken to do alike."""
 DOUBT = 0.3
@@ -28,10 +30,10 @@ def colours(channels: int) -> Array:
 
 
 def draw(rng: np.random.Generator, count: int, channels: int) -> Array:
-    """Waves, count x 3: frequency and direction uniform, half of them grey, the rest of any other colour."""
+    """Waves, count x 3: frequency and direction uniform, `GREY` of them grey, the rest of any other colour."""
     angle, cycles = rng.uniform(0, np.pi, count), rng.uniform(LOWEST, HIGHEST, count)
     others = len(colours(channels)) - 1
-    colour = np.where(rng.random(count) < 0.5, 0, 1 + rng.integers(0, max(others, 1), count)) % (others + 1)
+    colour = np.where(rng.random(count) < GREY, 0, 1 + rng.integers(0, max(others, 1), count)) % (others + 1)
     return np.stack([cycles * np.sin(angle), cycles * np.cos(angle), colour], axis=1)
 
 
