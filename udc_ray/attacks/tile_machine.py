@@ -44,7 +44,7 @@ class TileAttack(QueryAttack):
 
     norm: Literal["linf"] = "linf"
     """No other: in an L2 ball what one patch takes the others lack, and no patch can be judged alone."""
-    cell: int | None = Field(default=None, ge=1)
+    cell: Literal[1, 2, 4] | None = None
     """Side in pixels of the squares over which the target's squared error is summed; 4 unless given, 2
     where a side of the image is below 64."""
     verify: int = Field(default=10, ge=2)

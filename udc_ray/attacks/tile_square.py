@@ -97,13 +97,13 @@ class TileSquareMachine(TileMachine):
 
     def started(self, number: int, sums: Array) -> None:
         if 2 <= number < 2 + self.attack.scans:
-            side = max(LAB // self.cell, 1)
+            side = LAB // self.cell
             rows = np.add.reduceat(sums, range(0, sums.shape[0], side), axis=0)
             totals = np.add.reduceat(rows, range(0, sums.shape[1], side), axis=1)
-            self.damages.append(np.log(np.maximum(totals, TINY)))
+            self.damages.append(_log(totals))
         elif number >= 2:
             down, right, colour = (float(value) for value in self._next_wave())
-            self.whole.append((down, right, colour, float(np.log(max(sums.sum(), TINY)))))
+            self.whole.append((down, right, colour, float(_log(sums.sum()))))
 
     def trial(self) -> Trial:
         rng = self.generator(self.asked)
@@ -175,6 +175,12 @@ class TileSquareMachine(TileMachine):
 def _fade(length: int) -> Array:
     """Square root of a Hann window, without its zeros."""
     return np.sqrt(np.hanning(length + 2)[1:-1])
+
+
+def _log(sums: Array) -> Array:
+    """Logarithm of squared errors; NaN, the answer of a broken model, counts as none."""
+    logarithm: Array = np.log(np.maximum(np.nan_to_num(sums), TINY))
+    return logarithm
 
 
 def _body(values: Array) -> Body:
