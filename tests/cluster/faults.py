@@ -17,9 +17,9 @@ REPORT_SECONDS = 0.1
 """Every process tells the head of its tasks so often."""
 ACCOUNT = {"RAY_task_events_report_interval_ms": str(int(1000 * REPORT_SECONDS))}
 """What the nodes are started with for it."""
-WORK = ("HostActor", "query_unit")
-"""What Ray calls the processes that do the work: hosts, and the tasks that step query attacks beside them."""
-EXECUTIONS = ("HostActor.run", "query_unit")
+WORK = ("HostActor", "StepperActor")
+"""What Ray calls the processes that do the work: hosts, and the actors that step query attacks beside them."""
+EXECUTIONS = ("HostActor.run", "StepperActor.step")
 """Ray's names for the executions of a unit, whole on a host or stepped from beside it."""
 _OVER = ("FINISHED", "FAILED")
 
