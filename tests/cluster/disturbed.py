@@ -20,7 +20,7 @@ from udc_ray_cluster.events import Decoder
 
 HERE = Path(__file__).resolve().parent
 HOSTS, WINDOW = 2, 6
-"""Hosts of a run, and units that the pool hands to each at a time: one at work, one waiting."""
+"""Hosts of a run, and units that the pool hands to each at a time: two, or six that are stepped side by side."""
 STRUCK_WITHIN = 0.7
 """Faults come before so large a share of the units has ended, so that there is work left."""
 NODES = ACCOUNT | {"SLEEPY_SECONDS": "0.05"}
