@@ -14,7 +14,7 @@ from udc_ray.attacks.objectives import get_objective
 from udc_ray.attacks.query import Answer, Ask, Machine, QueryProblem, Wanted
 from udc_ray.models.base import Descriptor, ModuleRestorer, Restorer
 from udc_ray.purifiers.base import Purifier, Trace
-from udc_ray.purifiers.victim import GradMode, Victim
+from udc_ray.purifiers.victim import Victim
 from udc_ray.tape import Tape, normal_like
 
 SEED = 7
@@ -126,7 +126,7 @@ def make_target(
     truth_BCHW: Tensor | None = None,
     objective: str = "mse",
     purifier: Purifier | None = None,
-    grad_mode: GradMode = "bpda",
+    grad_mode: str = "bpda",
     image_ids: Sequence[str] | None = None,
     seed: int = SEED,
     restart: int = 0,

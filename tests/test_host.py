@@ -27,6 +27,7 @@ from udc_ray.attacks.query import EVENT, Wanted
 from udc_ray.errors import DeviceMemoryError, SpecError
 from udc_ray.in_process import InProcessPool
 from udc_ray.prepare import Prepared
+from udc_ray.tape import Tape
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,7 @@ def test_view_shows_what_was_scored(prepared: Prepared) -> None:
 
 
 def test_an_unknown_defence_mode_is_refused(prepared: Prepared) -> None:
-    victim = make_host(prepared).victim(1, "full")
-    with pytest.raises(SpecError, match="no gradient of mode 'full'"):
-        victim.differentiable(torch.zeros(1, 3, 16, 16), None)  # type: ignore[arg-type]  # refused before it is read
+    victim = make_host(prepared).victim(1, "surrogate-3")
+    tape = Tape(seed=0, image_ids=("a",), stream="attack")
+    with pytest.raises(SpecError, match="no gradient of mode 'surrogate-3'"):
+        victim.differentiable(torch.zeros(1, 3, 16, 16), tape)

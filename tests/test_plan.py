@@ -50,6 +50,18 @@ def test_the_modes_of_an_attack_are_intersected_with_those_of_the_defence() -> N
     assert labels(["full", "blind"]) == {"pgd linf 8/255 | none", "pgd linf 8/255 | jpeg blind"}
     assert labels(["bpda"]) == {"pgd linf 8/255 | jpeg bpda"}
     assert labels(["blind"]) == {"pgd linf 8/255 | jpeg blind"}
+    assert labels(["undefended", "blind"]) == {"pgd linf 8/255 | none", "pgd linf 8/255 | jpeg blind"}
+
+
+def test_an_attack_can_leave_out_the_whole_of_a_defence_but_not_the_undefended_model() -> None:
+    defences = ["none", {"name": "ddim", "grad_mode": ["blind", "full", "surrogate-2"]}]
+    made = plan(["pgd", {"name": "fgsm", "grad_mode": ["undefended", "blind"]}], defences)
+    assert {c.label for c in made.cells} == {
+        "pgd linf 8/255 | none", "pgd linf 8/255 | ddim blind", "pgd linf 8/255 | ddim full",
+        "pgd linf 8/255 | ddim surrogate-2", "fgsm linf 8/255 | none", "fgsm linf 8/255 | ddim blind",
+    }  # fmt: skip
+    with pytest.raises(SpecError, match="no grad_mode 'surrogate-0'"):
+        plan(["pgd"], ["none", {"name": "ddim", "grad_mode": "surrogate-0"}])
 
 
 def test_a_query_attack_meets_a_purifier_as_a_whole_and_others_do_not() -> None:

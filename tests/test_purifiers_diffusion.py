@@ -9,9 +9,11 @@ from torch import Tensor
 
 from udc_ray.errors import DataError, SpecError, WeightsError
 from udc_ray.purifiers import denoiser
+from udc_ray.purifiers.chain import Noise, make_segments, run_chain
 from udc_ray.purifiers.denoiser import save_prior
 from udc_ray.purifiers.diffusion import DDIM, DDPM
-from udc_ray.purifiers.sampler import ReverseProcess, eps_of_x0, purify_chain
+from udc_ray.purifiers.plan import Round
+from udc_ray.purifiers.sampler import eps_of_x0
 from udc_ray.tape import Tape
 
 SLOTS = 4
@@ -29,22 +31,22 @@ def images(count: int) -> Tensor:
 def test_default_processes() -> None:
     t = LINEAR.nearest(25)
     assert abs(LINEAR.sigma(t) - 25) < 0.25
-    ddim = DDIM().process(LINEAR)
-    assert ddim == ReverseProcess(timesteps=LINEAR.timesteps(t, 3), eta=0.0, clip_x0=True)
-    ddpm = DDPM().process(LINEAR)
+    (ddim,) = DDIM().rounds(LINEAR)
+    assert ddim == Round(timesteps=LINEAR.timesteps(t, 5), eta=0.0, clip_x0=True)
+    (ddpm,) = DDPM().rounds(LINEAR)
     assert ddpm.timesteps == tuple(range(LINEAR.nearest(15), -1, -1))
     assert (ddpm.eta, ddpm.variance) == (1.0, "fixed_small")
-    assert len(DDPM(steps=5).process(LINEAR).timesteps) == 5
+    assert len(DDPM(steps=5).rounds(LINEAR)[0].timesteps) == 5
 
 
 @pytest.mark.parametrize("purifier", PURIFIERS, ids=lambda p: p.identity())
 def test_purification_is_the_chain_with_the_keyed_noise(purifier: DDIM | DDPM) -> None:
     x, keyed, prior = images(2), tape("a", "b"), tiny_denoiser()
     purified, trace = purifier.purify(x, keyed, prior)
-    process = purifier.process(LINEAR)
-    expected = purify_chain(prior, x, LINEAR, process, keyed.generators(purifier.identity()))
-    assert torch.equal(purified, expected.x_BCHW)
-    assert trace.nfe == len(process.timesteps) and trace.seconds > 0
+    plan = purifier.plan(prior)
+    expected = run_chain(make_segments(plan, prior, LINEAR, Noise(tape=keyed, name=purifier.noise_key)), x)
+    assert torch.equal(purified, expected)
+    assert trace.nfe == len(plan.rounds[0].timesteps) and trace.seconds > 0
 
 
 @pytest.mark.parametrize("purifier", PURIFIERS, ids=lambda p: p.identity())

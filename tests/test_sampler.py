@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 from purifier_doubles import LINEAR, tiny_denoiser
 from scipy import stats
 
-from udc_ray import rng
 from udc_ray.errors import SpecError
+from udc_ray.purifiers.chain import Noise, make_segments, run_chain
+from udc_ray.purifiers.plan import Plan, Round
 from udc_ray.purifiers.sampler import (
-    ReverseProcess,
+    NoisePredictor,
     add_noise,
     clip_eps,
     ddim_step,
     eps_of_x0,
-    purify_chain,
+    euler_step,
     x0_estimate,
 )
 from udc_ray.purifiers.schedule import Schedule
-from udc_ray.tape import normal_like
+from udc_ray.tape import Tape
 
 # Published noise levels: sigma in /255 units by t, for T = 800, 1000 and 1200 with betas 1e-4 .. 0.02
 SIGMAS = {
@@ -39,8 +40,13 @@ SIGMAS = {
 }
 
 
-def generators(count: int) -> list[np.random.Generator]:
-    return [rng.generator(0, f"image {b}", "eval/test") for b in range(count)]
+def noise(count: int) -> Noise:
+    ids = tuple(f"image {b}" for b in range(count))
+    return Noise(tape=Tape(seed=0, image_ids=ids, stream="eval"), name="test")
+
+
+def purify(denoiser: NoisePredictor, x: torch.Tensor, *rounds: Round) -> torch.Tensor:
+    return run_chain(make_segments(Plan(rounds=rounds), denoiser, LINEAR, noise(len(x))), x)
 
 
 def in_float64(scheduler: DDIMScheduler | DDPMScheduler) -> DDIMScheduler | DDPMScheduler:
@@ -127,25 +133,23 @@ def test_all_times_and_too_many() -> None:
 @pytest.mark.parametrize("times", [(), (3, 3), (1, 2), (2, -1)])
 def test_a_process_goes_down(times: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="descend"):
-        ReverseProcess(timesteps=times)
+        Round(timesteps=times)
 
 
 @pytest.mark.parametrize("clip_x0", [False, True])
 def test_ddim_chain_equals_diffusers(clip_x0: bool) -> None:
     """Times 119, 79, 39 are a stride of 40, which is diffusers' spacing for 25 of 1000 steps."""
     x, denoiser = images(2), tiny_denoiser()
-    process = ReverseProcess(timesteps=(119, 79, 39), clip_x0=clip_x0)
-    ours = purify_chain(denoiser, x, LINEAR, process, generators(2))
+    process = Round(timesteps=(119, 79, 39), clip_x0=clip_x0)
+    ours = purify(denoiser, x, process)
 
     scheduler = in_float64(DDIMScheduler(clip_sample=clip_x0))
     scheduler.num_inference_steps = 25
-    noise = normal_like(generators(2), x)
-    theirs = scheduler.add_noise(x * 2 - 1, noise, torch.tensor([119, 119]))
+    theirs = scheduler.add_noise(x * 2 - 1, noise(2)("0/0/start", x), torch.tensor([119, 119]))
     for t in (119, 79, 39):
         eps = denoiser.network(theirs, t).sample
         theirs = scheduler.step(eps, t, theirs, use_clipped_model_output=clip_x0).prev_sample
-    torch.testing.assert_close(ours.x_BCHW, (theirs / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
-    assert ours.nfe == 3
+    torch.testing.assert_close(ours, (theirs / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -157,18 +161,17 @@ def test_ancestral_chain_equals_diffusers(
     x, denoiser = images(2), tiny_denoiser()
     times = LINEAR.timesteps(19, steps)
     times = times if steps is None else (*times[:-1], 0)  # theirs adds fixed_large noise to a last t above 0
-    process = ReverseProcess(timesteps=times, eta=1.0, variance=variance, clip_x0=clip_x0)  # type: ignore[arg-type]  # drawn
-    ours = purify_chain(denoiser, x, LINEAR, process, generators(2))
+    process = Round(timesteps=times, eta=1.0, variance=variance, clip_x0=clip_x0)  # type: ignore[arg-type]  # drawn
+    ours = purify(denoiser, x, process)
 
     scheduler = in_float64(DDPMScheduler(variance_type=variance, clip_sample=clip_x0))
     scheduler.set_timesteps(timesteps=list(times))
-    drawn = generators(2)
-    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: normal_like(drawn, x))
-    theirs = scheduler.add_noise(x * 2 - 1, normal_like(drawn, x), torch.tensor([19, 19]))
+    drawn = (noise(2)(f"0/{step}/step", x) for step in range(len(times)))
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(drawn))
+    theirs = scheduler.add_noise(x * 2 - 1, noise(2)("0/0/start", x), torch.tensor([19, 19]))
     for t in times:
         theirs = scheduler.step(denoiser.network(theirs, t).sample, t, theirs).prev_sample
-    torch.testing.assert_close(ours.x_BCHW, (theirs / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
-    assert ours.nfe == len(times)
+    torch.testing.assert_close(ours, (theirs / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
 def test_partial_eta_equals_diffusers() -> None:
@@ -226,8 +229,8 @@ def test_a_perfect_denoiser_returns_the_image(eta: float, first: int, steps: int
     def perfect(x_t: torch.Tensor, t: int) -> torch.Tensor:
         return eps_of_x0(x_t, x * 2 - 1, LINEAR.alpha_bar[t])
 
-    process = ReverseProcess(timesteps=LINEAR.timesteps(first, steps), eta=eta)
-    torch.testing.assert_close(purify_chain(perfect, x, LINEAR, process, generators(2)).x_BCHW, x, atol=2e-6, rtol=0)
+    process = Round(timesteps=LINEAR.timesteps(first, steps), eta=eta)
+    torch.testing.assert_close(purify(perfect, x, process), x, atol=2e-6, rtol=0)
 
 
 def test_forward_noise_is_normal_at_exactly_the_first_time() -> None:
@@ -237,32 +240,65 @@ def test_forward_noise_is_normal_at_exactly_the_first_time() -> None:
         seen.append((t, x_t))
         return torch.zeros_like(x_t)
 
-    purify_chain(spy, x, LINEAR, ReverseProcess(timesteps=(57, 20)), generators(2))
+    purify(spy, x, Round(timesteps=(57, 20)))
     (first, x_t), (second, _) = seen
     abar = LINEAR.alpha_bar[57]
-    noise = (x_t - math.sqrt(abar) * (x * 2 - 1)) / math.sqrt(1 - abar)
+    added = (x_t - math.sqrt(abar) * (x * 2 - 1)) / math.sqrt(1 - abar)
     assert (first, second) == (57, 20)
-    for row in noise:
+    for row in added:
         assert stats.kstest(row.flatten().numpy(), "norm").pvalue > 1e-3
-    assert abs(np.corrcoef(noise.flatten(1).numpy())[0, 1]) < 0.04
+    assert abs(np.corrcoef(added.flatten(1).numpy())[0, 1]) < 0.04
     # in the image's own units the noise has the level that sigma(t) names
     in_levels = (x_t / math.sqrt(abar) - (x * 2 - 1)).std().item() * 127.5
     assert in_levels == pytest.approx(LINEAR.sigma(57), rel=0.02)
-    torch.testing.assert_close(x_t, add_noise(x * 2 - 1, normal_like(generators(2), x), abar))
+    torch.testing.assert_close(x_t, add_noise(x * 2 - 1, noise(2)("0/0/start", x), abar))
 
 
-def test_noise_is_drawn_in_order_forward_first_then_a_draw_a_step_but_the_last() -> None:
-    x, drawn = images(1), generators(1)
-    chain = ReverseProcess(timesteps=(9, 6, 3), eta=1.0)
-    purify_chain(lambda x_t, t: torch.zeros_like(x_t), x, LINEAR, chain, drawn)
-    fresh = generators(1)
-    for _ in range(3):
-        normal_like(fresh, x)
-    assert torch.equal(normal_like(drawn, x), normal_like(fresh, x))
+def test_every_step_has_noise_of_its_own_and_the_last_has_none() -> None:
+    """With a network that predicts no noise, the path is known but for the draws."""
+    x, seen = images(1), []
+
+    def spy(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        seen.append(x_t)
+        return torch.zeros_like(x_t)
+
+    ours = purify(spy, x, Round(timesteps=(9, 6, 3), eta=1.0, clip_x0=False))
+    x_t = add_noise(x * 2 - 1, noise(1)("0/0/start", x), LINEAR.alpha_bar[9])
+    for step, (t, before) in enumerate(((9, 6), (6, 3))):
+        assert torch.equal(seen[step], x_t)
+        drawn = noise(1)(f"0/{step}/step", x)
+        zero, abars = torch.zeros_like(x), (float(LINEAR.alpha_bar[t]), float(LINEAR.alpha_bar[before]))
+        x_t = ddim_step(x_t, zero, *abars, 1.0, drawn)
+    last = x0_estimate(x_t, torch.zeros_like(x), float(LINEAR.alpha_bar[3]))
+    assert torch.equal(ours, ((last + 1) / 2).clamp(0, 1))
+
+
+def test_euler_maruyama_solves_the_reverse_sde_of_a_gaussian() -> None:
+    """Data N(0, s^2): the exact score is known, and the solution is N(0, s^2) again (float64, 20,000 paths)."""
+    generator, spread = torch.Generator().manual_seed(0), 0.8
+    x0 = torch.randn(20_000, generator=generator, dtype=torch.float64) * spread
+    times = LINEAR.timesteps(299)
+    abars = [float(LINEAR.alpha_bar[t]) for t in times]
+    x_t = add_noise(x0, torch.randn(20_000, generator=generator, dtype=torch.float64), abars[0])
+    for abar, previous in zip(abars, [*abars[1:], 1.0], strict=True):
+        eps = x_t * math.sqrt(1 - abar) / (abar * spread**2 + 1 - abar)
+        x_t = euler_step(x_t, eps, abar, previous, torch.randn(20_000, generator=generator, dtype=torch.float64))
+    assert x_t.std().item() == pytest.approx(spread, rel=0.03)
+    assert x_t.mean().item() == pytest.approx(0, abs=0.01)
+    # a path ends on a draw of the posterior of x_0 given x_t, whose correlation with x_0 is known
+    expected = abars[0] * spread**2 / (abars[0] * spread**2 + 1 - abars[0])
+    assert np.corrcoef(x_t.numpy(), x0.numpy())[0, 1] == pytest.approx(expected, abs=0.025)
+
+
+def test_kernels_agree_on_levels_given_per_image() -> None:
+    x_t, eps, drawn = (images(2) for _ in range(3))
+    now, before = (torch.full((2, 1, 1, 1), level, dtype=torch.float64) for level in (0.6, 0.8))
+    for kernel in (lambda *a: ddim_step(x_t, eps, *a, 0.7, drawn), lambda *a: euler_step(x_t, eps, *a, drawn)):
+        torch.testing.assert_close(kernel(now, before).float(), kernel(0.6, 0.8), atol=1e-6, rtol=0)
 
 
 def test_output_stays_in_range() -> None:
     for value in (-50.0, 50.0):
-        process = ReverseProcess(timesteps=(57, 20), clip_x0=False)
-        wild = purify_chain(lambda x_t, t, v=value: torch.full_like(x_t, v), images(1), LINEAR, process, generators(1))
-        assert wild.x_BCHW.min() >= 0 and wild.x_BCHW.max() <= 1
+        process = Round(timesteps=(57, 20), clip_x0=False)
+        wild = purify(lambda x_t, t, v=value: torch.full_like(x_t, v), images(1), process)
+        assert wild.min() >= 0 and wild.max() <= 1

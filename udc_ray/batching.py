@@ -46,3 +46,24 @@ def micro_batches(image_ids: Sequence[str], images: Sequence[Tensor], slots: int
                 count=len(where),
                 where=tuple(where),
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """One micro-batch of draws of images; rows beyond `count` repeat the first one and are thrown away."""
+
+    images: list[int]
+    draws: list[int]
+    count: int
+
+
+def packed(images: int, draws: int, slots: int) -> Iterator[Rows]:
+    """All draws of all images in full micro-batches of `slots` rows; only the last one can have empty slots.
+
+    An image's draws come in their order, so that sums over them do not depend on the batch.
+    """
+    pairs = [(image, draw) for draw in range(draws) for image in range(images)]
+    for start in range(0, len(pairs), slots):
+        real = pairs[start : start + slots]
+        filled = [*real, *(real[0] for _ in range(slots - len(real)))]
+        yield Rows(images=[i for i, _ in filled], draws=[d for _, d in filled], count=len(real))

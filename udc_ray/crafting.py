@@ -43,7 +43,7 @@ def _craft_batch(host: Host, unit: Unit, batch: MicroBatch, goals: Goals, restar
     if isinstance(attack, Noise):
         result = _add_noise(attack, batch, tape)
     elif isinstance(attack, GradientAttack):
-        result = _follow_gradients(host, unit, attack, _problem(host, batch, tape, goals))
+        result = _follow_gradients(host, unit, attack, _problem(host, batch, tape, goals), batch.count)
     else:
         raise TypeError(f"{attack.name} is no gradient attack")
     seconds = (time.monotonic() - started) / batch.count
@@ -78,7 +78,7 @@ def _problem(host: Host, batch: MicroBatch, tape: Tape, goals: Goals) -> Problem
     return Problem(x_BCHW=x_BCHW, tape=tape, clean_score_B=scores[:, 0], goal_B=scores[:, 1])
 
 
-def _follow_gradients(host: Host, unit: Unit, attack: GradientAttack, problem: Problem) -> AttackResult:
+def _follow_gradients(host: Host, unit: Unit, attack: GradientAttack, problem: Problem, count: int) -> AttackResult:
     objective = get_objective(host.objective_name(unit))
     references = [host.reference(unit.victim, i, objective.reference) for i in problem.tape.image_ids]
     target = GradientTarget(
@@ -88,5 +88,6 @@ def _follow_gradients(host: Host, unit: Unit, attack: GradientAttack, problem: P
         problem.tape,
         eot=attack.eot,
         select_draws=attack.select_draws,
+        count=count,
     )
     return attack.perturb(target, problem)

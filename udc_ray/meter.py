@@ -113,7 +113,7 @@ def count_networks(prepared: Any, meter: Meter) -> None:
     """Count the forward passes of the networks that a purifier prepared: itself a module, or with modules in it."""
     from torch import nn
 
-    held = [prepared, *vars(prepared).values()] if hasattr(prepared, "__dict__") else [prepared]
-    networks = held[:1] if isinstance(prepared, nn.Module) else [v for v in held if isinstance(v, nn.Module)]
-    for network in networks:
+    own = vars(prepared).values() if hasattr(prepared, "__dict__") else ()
+    held = [prepared] if isinstance(prepared, nn.Module) else [*own, getattr(prepared, "network", None)]
+    for network in {id(value): value for value in held if isinstance(value, nn.Module)}.values():
         network.register_forward_hook(lambda *_: meter.step())

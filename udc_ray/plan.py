@@ -20,7 +20,7 @@ from udc_ray.errors import SpecError, did_you_mean
 from udc_ray.labels import describe_eps as describe_eps  # others import it from here
 from udc_ray.labels import distinguish
 from udc_ray.models.base import TaskName
-from udc_ray.purifiers.base import Purifier
+from udc_ray.purifiers.base import Purifier, is_surrogate
 from udc_ray.purifiers.registry import PURIFIERS
 from udc_ray.spec import Entry, RunSpec, canonical_json
 
@@ -29,8 +29,10 @@ SCORING_PASSES = 6
 """Passes in which a cell scores an image: clean, attacked, and the noise control's draws."""
 DENOISER_PASSES = 5
 """A call of the shipped denoiser in passes of the shipped restorer."""
-GRAD_MODES = ("full", "blind", "bpda")
-"""Ways in which an attack can meet a defence."""
+GRAD_MODES = ("full", "blind", "bpda", "forward-noise", "full-no-guide", "surrogate-k")
+"""Ways in which an attack can meet a defence; k is the steps that the surrogate takes."""
+UNDEFENDED = "undefended"
+"""In the grad_mode list of an attack: it is made on the undefended model, without meeting defences in mode full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,9 @@ def read_attack(entry: Entry) -> AttackEntry:
     if attack.objective is not None:
         get_objective(attack.objective)
     for mode in entry.grad_mode or ():
-        if mode not in GRAD_MODES:
-            raise SpecError(f"attack {entry.name!r}: unknown grad_mode {mode!r}", change=did_you_mean(mode, GRAD_MODES))
+        if mode not in (*GRAD_MODES[:-1], UNDEFENDED) and not is_surrogate(mode):
+            known = (*GRAD_MODES, UNDEFENDED)
+            raise SpecError(f"attack {entry.name!r}: unknown grad_mode {mode!r}", change=did_you_mean(mode, known))
     return AttackEntry(name=entry.name, attack=attack, grad_modes=entry.grad_mode)
 
 
@@ -176,7 +179,7 @@ def read_defence(entry: Entry) -> Defence:
     purifier = PURIFIERS.get(entry.name).build("defence", entry.params)
     modes = tuple(dict.fromkeys(entry.grad_mode or ("blind",)))
     for mode in modes:
-        if mode not in ("blind", "full") and mode not in purifier.grad_modes:
+        if mode not in ("blind", "full") and not purifier.offers(mode):
             known = ", ".join(["blind", *sorted(purifier.grad_modes)])
             raise SpecError(f"defence {entry.name!r} has no grad_mode {mode!r}", change=f"use one of: {known}")
     return Defence(name=entry.name, purifier=purifier, grad_modes=modes)
@@ -220,16 +223,18 @@ def make_plan(spec: RunSpec, model_and_data: str, task: TaskName = "restoration"
 
 
 def _modes(entry: AttackEntry, defence: Defence) -> tuple[str, ...]:
-    allowed = _ways_of(entry, defence.purifier)
-    return tuple(m for m in defence.grad_modes if m in allowed and (entry.grad_modes is None or m in entry.grad_modes))
+    return tuple(m for m in defence.grad_modes if _meets(entry, defence.purifier, m))
 
 
-def _ways_of(entry: AttackEntry, purifier: Purifier | None) -> tuple[str, ...]:
-    """Modes in which an attack can meet a purifier; a query attack asks the composed victim, and needs no gradient."""
+def _meets(entry: AttackEntry, purifier: Purifier | None, mode: str) -> bool:
+    """Whether an attack exists in a mode; a query attack asks the composed victim, and needs no gradient."""
     if purifier is None:
-        return ("full",)
-    own = {"gradient": tuple(purifier.grad_modes), "query": ("full",), "control": ()}[entry.attack.kind]
-    return ("blind", *own)
+        return entry.grad_modes is None or bool({"full", UNDEFENDED} & set(entry.grad_modes))
+    if entry.grad_modes is not None and mode not in entry.grad_modes:
+        return False
+    if mode == "blind" or entry.attack.kind == "control":
+        return mode == "blind"
+    return mode == "full" if entry.attack.kind == "query" else purifier.offers(mode)
 
 
 def _refuse_unmet(defences: tuple[Defence, ...], cells: tuple[Cell, ...]) -> None:
@@ -240,7 +245,7 @@ def _refuse_unmet(defences: tuple[Defence, ...], cells: tuple[Cell, ...]) -> Non
             known = ", ".join(["blind", *sorted(defence.purifier.grad_modes)])
             raise SpecError(
                 f"defence {defence.name!r} has no grad_mode 'full'",
-                "only query attacks meet it as a whole, and none is listed",
+                "gradients do not pass it, or no attack that is listed may use them; query attacks need none",
                 f"use one of: {known}; or add a query attack",
             )
 

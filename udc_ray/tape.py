@@ -38,6 +38,13 @@ class Tape:
             stream=self.stream if stream is None else stream,
         )
 
+    def copied(self, copy: int, copies: int) -> Tape:
+        """The tape of one of the copies that a victim combines; the same tape where it makes only one."""
+        if copies == 1:
+            return self
+        rows = None if self.rows is None else tuple((r, s * copies + copy) for r, s in self.rows)
+        return replace(self, sample=self.sample * copies + copy, rows=rows)
+
     def generators(self, name: str) -> list[np.random.Generator]:
         """One generator per image, for the drawer called `name`."""
         stream = f"{self.stream}/{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from udc_ray.attacks.objectives import Objective
 from udc_ray.attacks.threat import Depth, Norm, Threat
+from udc_ray.batching import Rows, packed
 from udc_ray.params import Amount, Params
 from udc_ray.purifiers.victim import Victim
 from udc_ray.tape import Tape
@@ -128,6 +129,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class GradientTarget:
     """What a gradient attack may ask of a victim; the place where its requests are counted.
 
+    A random victim is asked with several draws an image. Images and draws fill micro-batches of one fixed shape
+    together, so that no slot stays empty while draws wait, and every row has the same bits wherever it stands.
+
     Args:
         victim: the model, with its gradient mode.
         objective: loss and score.
@@ -135,6 +139,7 @@ class GradientTarget:
         tape: the attack's tape.
         eot: draws of a random victim that are averaged in one gradient (Athalye et al. 2018).
         select_draws: draws on the fixed select tape by which iterates of a random victim are compared.
+        count: images that are not copies which fill the batch; all unless given.
     """
 
     def __init__(
@@ -146,12 +151,15 @@ class GradientTarget:
         *,
         eot: int = 1,
         select_draws: int = 1,
+        count: int | None = None,
     ) -> None:
         self.victim, self.objective, self.reference_BCHW, self.tape = victim, objective, reference_BCHW, tape
         self.eot = eot if victim.random else 1
         self.select_draws = select_draws if victim.random else 1
-        self.queries = [0] * len(tape.image_ids)
-        self.grad_evals = [0] * len(tape.image_ids)
+        self.slots = len(tape.image_ids)
+        self.count = self.slots if count is None else count
+        self.queries = [0] * self.slots
+        self.grad_evals = [0] * self.slots
 
     def gradient(
         self, x_BCHW: Tensor, step: int, *, loss: Loss | None = None, active_B: Tensor | None = None
@@ -160,31 +168,56 @@ class GradientTarget:
 
         For a deterministic victim the score comes from the same forward pass and costs nothing;
         for a random one it is asked on the select tape and counted as queries.
+
+        Args:
+            x_BCHW: images in [0, 1].
+            step: step of the attack, for the draws.
+            loss: loss of outputs and references, per row, in place of the objective's.
+            active_B: images that are still attacked; the others are not charged.
         """
         loss = loss or self.objective.loss
-        leaf = x_BCHW.detach().clone().requires_grad_(True)
-        total_B, gradient = torch.zeros(len(x_BCHW), device=x_BCHW.device), torch.zeros_like(x_BCHW)
-        for copy in range(self.eot):
-            output = self.victim.differentiable(leaf, self.tape.at(step=step, sample=copy))
-            loss_B = loss(output, self.reference_BCHW)
-            gradient += torch.autograd.grad(loss_B.sum(), leaf)[0] / self.eot
-            total_B += loss_B.detach() / self.eot
+        loss_B = torch.zeros(self.slots, device=x_BCHW.device)
+        score_B = torch.zeros(self.slots, dtype=torch.float64, device=x_BCHW.device)
+        gradient = torch.zeros_like(x_BCHW)
+        for rows in packed(self.count, self.eot, self.slots):
+            leaf = x_BCHW[rows.images].detach().clone().requires_grad_(True)
+            reference = self.reference_BCHW[rows.images]
+            output = self.victim.differentiable(leaf, self._taped(self.tape.at(step=step), rows))
+            row_loss = loss(output, reference)
+            row_gradient = torch.autograd.grad(row_loss.sum(), leaf)[0]
+            row_score = None if self.victim.random else self.objective.score(output.detach(), reference)
+            for place in range(rows.count):
+                b = rows.images[place]
+                gradient[b] += row_gradient[place] / self.eot
+                loss_B[b] += row_loss[place].detach() / self.eot
+                if row_score is not None:
+                    score_B[b] = row_score[place]
         self._count(self.grad_evals, active_B, self.eot)
         if self.victim.random:
             score_B = self.score(x_BCHW, active_B=active_B)
-        else:
-            score_B = self.objective.score(output.detach(), self.reference_BCHW)
-        return Gradient(loss_B=total_B, score_B=score_B, gradient_BCHW=gradient)
+        where = self._where
+        return Gradient(loss_B=loss_B[where], score_B=score_B[where], gradient_BCHW=gradient[where])
 
     def score(self, x_BCHW: Tensor, *, active_B: Tensor | None = None) -> Tensor:
-        """Score without gradient, on the fixed select tape; counted as queries."""
+        """Score without gradient, on the fixed select tape, mean over its draws; counted as queries."""
         select = self.tape.at(stream="select", step=0)
-        scores = []
-        for draw in range(self.select_draws):
-            output, _ = self.victim.evaluate(x_BCHW, select.at(sample=draw))
-            scores.append(self.objective.score(output, self.reference_BCHW))
+        score_B = torch.zeros(self.slots, dtype=torch.float64, device=x_BCHW.device)
+        for rows in packed(self.count, self.select_draws, self.slots):
+            output, _ = self.victim.evaluate(x_BCHW[rows.images], self._taped(select, rows))
+            row_score = self.objective.score(output, self.reference_BCHW[rows.images])
+            for place in range(rows.count):
+                score_B[rows.images[place]] += row_score[place] / self.select_draws
         self._count(self.queries, active_B, self.select_draws)
-        return torch.stack(scores).mean(dim=0)
+        return score_B[self._where]
+
+    @property
+    def _where(self) -> list[int]:
+        """The image that stands in each slot; the first one in those that only fill the batch."""
+        return [b if b < self.count else 0 for b in range(self.slots)]
+
+    def _taped(self, tape: Tape, rows: Rows) -> Tape:
+        ids = tuple(tape.image_ids[b] for b in rows.images)
+        return replace(tape, image_ids=ids, rows=tuple((tape.restart, draw) for draw in rows.draws))
 
     @staticmethod
     def _count(counter: list[int], active_B: Tensor | None, amount: int) -> None:

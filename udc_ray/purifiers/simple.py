@@ -16,6 +16,8 @@ from udc_ray.errors import DataError
 from udc_ray.purifiers.base import Purifier, Trace
 from udc_ray.tape import Tape, normal_like
 
+_EXACT = frozenset({"bpda", "full"})
+
 
 class _Filter(Purifier):
     """A purifier that calls no network: subclasses say what it does to the image."""
@@ -24,6 +26,11 @@ class _Filter(Purifier):
         started = time.perf_counter()
         purified = self.apply(x_BCHW, tape)
         return purified, Trace(seconds=time.perf_counter() - started)
+
+    def differentiable(self, x_BCHW: Tensor, tape: Tape, prepared: Any, mode: str) -> Tensor:
+        if mode == "full" and self.offers(mode):
+            return self.apply(x_BCHW, tape)
+        return super().differentiable(x_BCHW, tape, prepared, mode)
 
     def apply(self, x_BCHW: Tensor, tape: Tape) -> Tensor:
         """Images B x C x H x W in [0, 1] to the same."""
@@ -34,6 +41,7 @@ class Identity(_Filter):
     """Does nothing; the control of the whole defence path."""
 
     name: ClassVar[str] = "identity"
+    grad_modes: ClassVar[frozenset[str]] = _EXACT
 
     def apply(self, x_BCHW: Tensor, tape: Tape) -> Tensor:
         return x_BCHW
@@ -70,6 +78,7 @@ class Median(_Filter):
     """Median of a square window in each channel (Xu et al. 2018, feature squeezing); edges are mirrored."""
 
     name: ClassVar[str] = "median"
+    grad_modes: ClassVar[frozenset[str]] = _EXACT
 
     size: int = Field(default=3, ge=1)
     """Edge of the window in pixels, odd."""
@@ -98,11 +107,12 @@ class GaussianNoise(_Filter):
     """Adds noise and takes none away: what a diffusion purifier's noise does by itself."""
 
     name: ClassVar[str] = "gaussian-noise"
+    grad_modes: ClassVar[frozenset[str]] = _EXACT
     random: ClassVar[bool] = True
 
     sigma: float = Field(default=10.0, gt=0, le=255)
     """Standard deviation in /255 units of the image."""
 
     def apply(self, x_BCHW: Tensor, tape: Tape) -> Tensor:
-        noise = normal_like(tape.generators(self.identity()), x_BCHW)
+        noise = normal_like(tape.generators(self.noise_key), x_BCHW)
         return (x_BCHW + self.sigma / 255 * noise).clamp(0, 1)
