@@ -72,7 +72,7 @@ def _metered(folder: Path, kills: int, seed: int, until: float) -> list[dict[str
             account = campaign.account()
             rows.append(
                 {
-                    **_row("metered", campaign, broken),
+                    **_row("metered", campaign, broken, len(plan)),
                     "answered": account.answered,
                     "counter": calls,
                     "unknown": account.unknown,
@@ -95,7 +95,7 @@ def _owned(folder: Path, kills: int, seed: int, until: float) -> list[dict[str, 
     for campaign, blows in ((whole, []), (killed, plan)):
         code = campaign.go(blows)
         broken = broken_owned_promises(campaign, whole, dry, QUERIES) + [f"exit code {code}"] * (code != 0)
-        rows.append({**_row("owned", campaign, broken), "evaluated": campaign.counter.count})
+        rows.append({**_row("owned", campaign, broken, len(blows)), "evaluated": campaign.counter.count})
         _tell(rows[-1])
     return rows
 
@@ -106,12 +106,14 @@ def _counted(folder: Path, name: str, until: float, *first: str) -> Campaign:
     return Campaign(folder=folder / name, counter=Counter(folder / f"{name}-count"), start=start, until=until)
 
 
-def _row(target: str, campaign: Campaign, broken: list[str]) -> dict[str, Any]:
+def _row(target: str, campaign: Campaign, broken: list[str], planned: int) -> dict[str, Any]:
+    """What befell a campaign; fewer kills than were planned where the time was over first."""
     toll = campaign.toll
     return {
         "target": target,
         "run": campaign.folder.name,
         "kills": toll.kills.total(),
+        "planned": planned,
         "by_kind": dict(toll.kills),
         "starts": toll.starts,
         "seconds": round(toll.seconds),
