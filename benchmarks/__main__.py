@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 NAMES = (
-    *("pgd", "purify", "campaign", "slots", "tiles", "cifar", "rivals"),
+    *("pgd", "purify", "adaptive", "campaign", "slots", "tiles", "cifar", "rivals"),
     *("orchestrate", "networks", "startup", "quality", "chaos", "kills"),
 )
 

@@ -22,7 +22,7 @@ from udc_ray.purifiers.base import SURROGATE, Purifier, Trace
 from udc_ray.purifiers.chain import Noise, Segment, guide_gradient, make_segments, run_chain
 from udc_ray.purifiers.denoiser import Denoiser
 from udc_ray.purifiers.gradients import exact
-from udc_ray.purifiers.plan import Guide, Plan, Round
+from udc_ray.purifiers.plan import Guide, Hook, Plan, Round
 from udc_ray.purifiers.sampler import Variance, add_noise, root
 from udc_ray.purifiers.schedule import Schedule
 from udc_ray.tape import Tape
@@ -87,9 +87,14 @@ class Diffusion(Purifier):
         """What pulls the chain; nothing unless a subclass says so."""
         return None
 
+    def hook(self) -> Hook | None:
+        """What changes every estimate of the clean image; nothing unless a subclass says so."""
+        return None
+
     def plan(self, prepared: Denoiser | Guided) -> Plan:
         """All that one purification does with what `prepare` returned."""
-        return Plan(rounds=self.rounds(_denoiser(prepared).schedule), guide=self.guide(prepared))
+        rounds = self.rounds(_denoiser(prepared).schedule)
+        return Plan(rounds=rounds, guide=self.guide(prepared), hook=self.hook())
 
     def prepare(self, device: str) -> Denoiser | Guided:
         """Load the prior on a device."""

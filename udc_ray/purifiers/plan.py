@@ -45,21 +45,31 @@ class Round:
 
 
 class Guide(Protocol):
-    """A distance that pulls the chain towards a reference.
+    """A distance that pulls the chain towards a reference."""
 
-    Attributes:
-        scale: s, what the gradient is multiplied by.
-        form: ``eps`` adds s sqrt(1 - abar_t) grad D to the predicted noise, at any eta; ``mean`` takes
-            s sigma_t^2 grad D from the mean of the step, sigma_t^2 the posterior's variance (Dhariwal and
-            Nichol 2021, algorithms 2 and 1, with log p = -s D).
-        calls: calls of an auxiliary network per image and step.
-        noised: whether `distance` wants noise to put on the reference.
-    """
+    @property
+    def scale(self) -> float:
+        """s, what the gradient is multiplied by."""
+        ...
 
-    scale: float
-    form: Literal["eps", "mean"]
-    calls: int
-    noised: bool
+    @property
+    def form(self) -> Literal["eps", "mean"]:
+        """Where the pull acts (Dhariwal and Nichol 2021, algorithms 2 and 1, with log p = -s D).
+
+        ``eps`` adds s sqrt(1 - abar_t) grad D to the predicted noise, at any eta; ``mean`` takes s sigma_t^2 grad D
+        from the mean of the step, sigma_t^2 the posterior's variance.
+        """
+        ...
+
+    @property
+    def calls(self) -> int:
+        """Calls of an auxiliary network per image and step."""
+        ...
+
+    @property
+    def noised(self) -> bool:
+        """Whether `distance` wants noise to put on the reference."""
+        ...
 
     def distance(self, x_t_BCHW: Tensor, reference_BCHW: Tensor, abar_t: Level, noise_BCHW: Tensor | None) -> Tensor:
         """D per image (B), twice differentiable in both images.

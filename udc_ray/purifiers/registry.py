@@ -14,5 +14,12 @@ PURIFIERS: Registry[Purifier] = Registry(
         "gaussian-noise": "udc_ray.purifiers.simple:GaussianNoise",
         "ddpm": "udc_ray.purifiers.diffusion:DDPM",
         "ddim": "udc_ray.purifiers.diffusion:DDIM",
+        "one-step": "udc_ray.purifiers.diffusion:OneStep",
+        "twice-one-step": "udc_ray.purifiers.guided:TwiceOneStep",
+        "gradual": "udc_ray.purifiers.gradual:Gradual",
+        "diffpure": "udc_ray.purifiers.diffpure:DiffPure",
+        "freqpure": "udc_ray.purifiers.freqpure:FreqPure",
+        "gdmp": "udc_ray.purifiers.guided:GDMP",
+        "agdm": "udc_ray.purifiers.guided:AGDM",
     },
 )
