@@ -126,7 +126,7 @@ def test_a_gradient_that_does_not_exist_is_refused(grad_mode: Any) -> None:
 
 
 def test_gradient_is_that_of_the_restorer_at_the_purified_image(purifier: Purifier) -> None:
-    restorer = tiny_restorer()
+    restorer, purifier = tiny_restorer(), purifier.model_copy(update={"copies": 1})
     victim = Victim(restorer=restorer, purifier=purifier, prepared=purifier.prepare("cpu"), grad_mode="bpda")
     keyed = tape(*"abcd", stream="attack")
 

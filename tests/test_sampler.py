@@ -89,7 +89,6 @@ def test_a_whole_scheduler_config_is_read_and_written() -> None:
     [
         {"trained_betas": [0.1]},
         {"rescale_betas_zero_snr": True},
-        {"prediction_type": "v_prediction"},
         {"beta_schedule": "sigmoid"},
         {"beta_start": 0.0},
         {"num_train_timesteps": 0},

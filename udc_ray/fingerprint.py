@@ -137,7 +137,7 @@ def _model(entry: Entry) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any) -> Any:
-    if isinstance(value, str) and (key in _PATH_KEYS or _is_path(value)):
+    if isinstance(value, str) and not _FACTORY.match(value) and (key in _PATH_KEYS or _is_path(value)):
         return PATH
     return value
 

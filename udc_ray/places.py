@@ -10,6 +10,7 @@ from typing import Any
 from udc_ray.data.open import ShippedParams
 from udc_ray.models.checkpoints import SUFFIXES
 from udc_ray.models.zoo import MODELS
+from udc_ray.purifiers.supplied import is_factory
 from udc_ray.spec import Entry, RunSpec
 from udc_ray.stores import is_uri
 
@@ -61,6 +62,8 @@ def _changed(entry: Entry, change: Change) -> Entry:
 
 
 def _value(key: str, value: Any, change: Change) -> Any:
+    if isinstance(value, str) and is_factory(value):
+        return value
     if isinstance(value, str) and (key in _PLACES or (key in {"display", "psf"} and value.endswith(".npy"))):
         return change(value)
     return value

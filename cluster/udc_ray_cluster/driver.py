@@ -46,6 +46,8 @@ def evaluate_attached(
     with tempfile.TemporaryDirectory(prefix="udc-ray-") as folder:
         freight = Freight(Path(folder), root)
         freight.take_code(spec.model.name)
+        for entry in spec.defenses:
+            freight.take_code(str(entry.params.get("weights", "")))
         freight.check_size()
         runtime_env: dict[str, object] = {"working_dir": folder, "py_modules": own_code(), "excludes": list(EXCLUDES)}
         with session(address=address, runtime_env=runtime_env):

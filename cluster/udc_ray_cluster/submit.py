@@ -145,6 +145,8 @@ class Submission:
             if self.spec is not None:
                 values = spec_values(with_places(self.spec, freight.place))
             freight.take_code(self._model())
+            for entry in () if self.spec is None else self.spec.defenses:
+                freight.take_code(str(entry.params.get("weights", "")))
             write_request(freight.folder, self.request.model_copy(update={"spec": values, "versions": versions()}))
             freight.check_size()
             runtime_env: dict[str, Any] = {

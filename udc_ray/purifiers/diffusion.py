@@ -14,17 +14,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from udc_ray.errors import DataError, WeightsError
-from udc_ray.location import local_folder
+from udc_ray.errors import DataError
 from udc_ray.probe import Network
-from udc_ray.purifiers import denoiser
+from udc_ray.purifiers import priors
 from udc_ray.purifiers.base import SURROGATE, Purifier, Trace
 from udc_ray.purifiers.chain import Noise, Segment, guide_gradient, make_segments, run_chain
-from udc_ray.purifiers.denoiser import Denoiser
+from udc_ray.purifiers.denoiser import Declared, Denoiser
 from udc_ray.purifiers.gradients import exact
 from udc_ray.purifiers.plan import Guide, Hook, Plan, Round
 from udc_ray.purifiers.sampler import Variance, add_noise, root
 from udc_ray.purifiers.schedule import Schedule
+from udc_ray.purifiers.tiled import Tiled
 from udc_ray.tape import Tape
 
 
@@ -56,7 +56,13 @@ class Diffusion(Purifier):
     clip_x0: bool = True
     """Clip the estimate of the clean image to its range in every step."""
     weights: str | None = None
-    """Folder or URI of a prior in diffusers' layout with a prior.json beside it; the shipped prior unless given."""
+    """A prior: folder or URI of a diffusers checkpoint, or package.module:factory; the shipped one unless given."""
+    prior: Declared = Declared()
+    """What the folder of the prior leaves unsaid (input_range, prediction, schedule, training_domain)."""
+    tile: int | None = Field(default=None, ge=1)
+    """Edge of the tiles in px that the prior sees, one at a time; whole images unless given."""
+    overlap: int = Field(default=32, ge=0)
+    """Px that neighbouring tiles share at least."""
 
     @model_validator(mode="after")
     def _one_level(self) -> Self:
@@ -75,9 +81,13 @@ class Diffusion(Purifier):
     @property
     def folder(self) -> Path:
         """Where the prior lies on this machine; one behind a URI is fetched."""
-        if self.weights is None:
-            return denoiser.DEFAULT_PRIOR
-        return local_folder(self.weights, (*denoiser.PRIOR_FILES, denoiser.SCHEDULER), WeightsError)
+        return priors.folder_of(self.weights)
+
+    @property
+    def noise_key(self) -> str:
+        """Tiles and what is declared of the prior change no draw."""
+        plain = self.model_copy(update={"copies": 1, "combine": "mean", "tile": None, "overlap": 0})
+        return plain.model_copy(update={"prior": Declared()}).identity()
 
     def rounds(self, schedule: Schedule) -> tuple[Round, ...]:
         """Times and kernels under a prior's schedule."""
@@ -98,14 +108,18 @@ class Diffusion(Purifier):
 
     def prepare(self, device: str) -> Denoiser | Guided:
         """Load the prior on a device."""
-        prior = denoiser.load_denoiser(self.folder, device)
+        prior = priors.load(self.weights, device, self.prior)
         self.rounds(prior.schedule)
-        return prior
+        return prior if self.tile is None else Tiled(prior, self.tile, self.overlap)
 
     def weight_files(self) -> dict[str, str]:
         """Files of the prior, after a look whether it is one and its schedule admits these settings."""
-        self.rounds(denoiser.read_sidecar(self.folder).schedule)
-        return {f"prior/{name}": str(self.folder / name) for name in denoiser.PRIOR_FILES}
+        self.rounds(priors.describe(self.weights, self.prior).image_schedule)
+        return priors.files(self.weights)
+
+    def weight_hashes(self) -> dict[str, str]:
+        """sha256 of `weight_files`, and of all that is known of a user's own network."""
+        return super().weight_hashes() | priors.hashes(self.weights)
 
     def networks(self, prepared: Denoiser | Guided) -> list[Network]:
         """The denoiser at the time of the first step, and the gradient of a guide."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from udc_ray.errors import SpecError
 
 Table = NDArray[np.float64]
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+"""What a network predicts, in diffusers' words: the noise, the clean image x0, or sqrt(abar) eps - sqrt(1-abar) x0."""
 
 LEVELS_PER_UNIT = 127.5
 """Grey levels of 255 that one unit of a [-1, 1] image spans."""
@@ -21,8 +23,9 @@ LEVELS_PER_UNIT = 127.5
 class Schedule(BaseModel):
     """The schedule that a prior was trained with, read from a diffusers scheduler config.
 
-    Keys that only say how diffusers samples (spacing, clipping) are left out; those that would
-    change the table or the meaning of the network's output are refused.
+    Keys that only say how diffusers samples (spacing, clipping), and what the network predicts, are left out;
+    those that would change the table are refused. A table of its own (``trained_betas``) takes the place of
+    ``beta_start``, ``beta_end`` and ``beta_schedule``, as in diffusers.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -31,19 +34,26 @@ class Schedule(BaseModel):
     beta_start: float = Field(gt=0, lt=1)
     beta_end: float = Field(gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    trained_betas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_other_tables(cls, values: Any) -> Any:
+    def _read_own_table(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        if values.get("trained_betas") is not None:
-            raise ValueError("trained_betas are not supported")
         if values.get("rescale_betas_zero_snr"):
             raise ValueError("rescale_betas_zero_snr is not supported")
-        if values.get("prediction_type", "epsilon") != "epsilon":
-            raise ValueError(f"prediction_type {values['prediction_type']!r} is not 'epsilon'")
-        return values
+        betas = values.get("trained_betas")
+        if not isinstance(betas, (list, tuple)):
+            return values
+        if not betas or values.get("num_train_timesteps", len(betas)) != len(betas):
+            raise ValueError(f"{len(betas)} trained_betas for {values.get('num_train_timesteps', 0)} times")
+        ends = {"beta_start": betas[0], "beta_end": betas[-1], "beta_schedule": "linear"}  # so that equal is equal
+        return {**values, **ends, "num_train_timesteps": len(betas)}
+
+    def __str__(self) -> str:
+        kind = self.beta_schedule if self.trained_betas is None else "trained_betas"
+        return f"{kind} {self.beta_start:g} to {self.beta_end:g} over {self.num_train_timesteps} times"
 
     @property
     def alpha_bar(self) -> Table:
@@ -94,9 +104,37 @@ class Schedule(BaseModel):
             )
         return tuple((first + 1) * left // steps - 1 for left in range(steps, 0, -1))
 
-    def scheduler_config(self) -> dict[str, Any]:
-        """The same schedule as diffusers writes it."""
-        return {"_class_name": "DDPMScheduler", **self.model_dump(), "prediction_type": "epsilon"}
+    def for_images(self, input_range: tuple[float, float]) -> Schedule:
+        """The signal shares that the network's times mean for images in [-1, 1].
+
+        A network trained on images y = c + h x, with x in [-1, 1], c the centre and h half the width of its range,
+        has seen y_t = sqrt(b) y + sqrt(1 - b) n, with b its signal share. Since
+
+            y_t = sqrt(b) (c + h (x + r n)),  r = sqrt((1 - b) / b) / h,
+
+        the same time and the same noise n belong to x_t = sqrt(a) (x + r n) with (1 - a) / a = r^2, hence
+        a = h^2 b / (h^2 b + 1 - b): for [0, 1], noise of a network is twice as large in the image as for [-1, 1].
+
+        Args:
+            input_range: lowest and highest value of the images that the network was trained on.
+        """
+        half = (input_range[1] - input_range[0]) / 2
+        if half == 1:
+            return self
+        signal = half**2 * self.alpha_bar
+        share = signal / (signal + 1 - self.alpha_bar)
+        betas = 1 - share / np.concatenate([[1.0], share[:-1]])
+        return Schedule.model_validate({"trained_betas": betas.tolist()})
+
+    def is_like(self, other: Schedule) -> bool:
+        """Whether both have the same table, whatever they call it."""
+        return self.num_train_timesteps == other.num_train_timesteps and bool(
+            np.allclose(self.alpha_bar, other.alpha_bar, rtol=1e-9, atol=0)
+        )
+
+    def scheduler_config(self, prediction: Prediction = "epsilon") -> dict[str, Any]:
+        """The same schedule as diffusers writes it, with what the network predicts."""
+        return {"_class_name": "DDPMScheduler", **self.model_dump(exclude_none=True), "prediction_type": prediction}
 
 
 @lru_cache(maxsize=16)
@@ -107,6 +145,8 @@ def _alpha_bar(schedule: Schedule) -> Table:
 
 
 def _betas(schedule: Schedule) -> Table:
+    if schedule.trained_betas is not None:
+        return np.array(schedule.trained_betas)
     first, last, count = schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps
     if schedule.beta_schedule == "linear":
         return np.linspace(first, last, count)
