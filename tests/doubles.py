@@ -143,7 +143,9 @@ def make_target(
         if chosen.reference == "clean":
             reference = model(x_BCHW)
         clean_B = chosen.score(model(x_BCHW), reference)
-    target = GradientTarget(victim, chosen, reference, tape, eot=attack.eot, select_draws=attack.select_draws)
+    target = GradientTarget(
+        victim, chosen, reference, tape, eot=attack.eot, select_draws=attack.select_draws, frozen=attack.frozen_noise
+    )
     goal_B = clean_B * 10 ** (drop_db / 10)
     return target, Problem(x_BCHW=x_BCHW, tape=tape, clean_score_B=clean_B, goal_B=goal_B)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from udc_ray.attacks.diagnostics import Diagnostics
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crafted:
@@ -18,6 +20,7 @@ class Crafted:
         stop_reason: why the attack stopped.
         seconds: wall time, shared evenly by the images of a micro-batch.
         curve: (queries asked, best score) of a query attack.
+        diagnostics: what a gradient attack noticed on its way; None where it notes nothing.
     """
 
     image_id: str
@@ -28,6 +31,7 @@ class Crafted:
     stop_reason: str
     seconds: float
     curve: list[tuple[int, float]] = field(default_factory=list)
+    diagnostics: Diagnostics | None = None
     from_memory: int | None = None
     """Queries that were answered from memory and not sent; None where there was none."""
     allowed: int | None = None

@@ -56,6 +56,7 @@ def _craft_batch(host: Host, unit: Unit, batch: MicroBatch, goals: Goals, restar
             grad_evals=result.grad_evals[b],
             stop_reason=result.stop_reasons[b],
             seconds=seconds,
+            diagnostics=result.diagnostics[b] if result.diagnostics else None,
         )
         for b in range(batch.count)
     ]
@@ -89,5 +90,6 @@ def _follow_gradients(host: Host, unit: Unit, attack: GradientAttack, problem: P
         eot=attack.eot,
         select_draws=attack.select_draws,
         count=count,
+        frozen=attack.frozen_noise,
     )
     return attack.perturb(target, problem)

@@ -143,7 +143,9 @@ def _gradient_batch(
     found: Best | None = None
     for restart in range(attack.restarts):
         tape = replace(problem.tape, restart=restart)
-        target = GradientTarget(victim, *judge, tape, eot=attack.eot, select_draws=attack.select_draws)
+        target = GradientTarget(
+            victim, *judge, tape, eot=attack.eot, select_draws=attack.select_draws, frozen=attack.frozen_noise
+        )
         result = attack.perturb(target, replace(problem, tape=tape))
         value_B = result.score_B.double()
         if attack.minimum_norm:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from udc_ray.attacks.diagnostics import Diagnostics
 from udc_ray.attacks.objectives import Objective
 from udc_ray.attacks.threat import Depth, Norm, Threat
 from udc_ray.batching import Rows, packed
@@ -104,6 +105,7 @@ class AttackResult:
         queries, grad_evals: what was asked of the victim.
         stop_reasons: why each image stopped.
         curves: per image, (queries asked, best score) at every improvement; query attacks only.
+        diagnostics: what a gradient attack noticed of each image; empty where it notes nothing.
     """
 
     x_adv_BCHW: Tensor
@@ -112,6 +114,7 @@ class AttackResult:
     grad_evals: list[int]
     stop_reasons: list[StopReason]
     curves: list[list[tuple[int, float]]] = field(default_factory=list)
+    diagnostics: list[Diagnostics] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,7 @@ class GradientTarget:
         eot: draws of a random victim that are averaged in one gradient (Athalye et al. 2018).
         select_draws: draws on the fixed select tape by which iterates of a random victim are compared.
         count: images that are not copies which fill the batch; all unless given.
+        frozen: every step meets the draws of step 0, and iterates are compared on them.
     """
 
     def __init__(
@@ -152,10 +156,12 @@ class GradientTarget:
         eot: int = 1,
         select_draws: int = 1,
         count: int | None = None,
+        frozen: bool = False,
     ) -> None:
         self.victim, self.objective, self.reference_BCHW, self.tape = victim, objective, reference_BCHW, tape
         self.eot = eot if victim.random else 1
-        self.select_draws = select_draws if victim.random else 1
+        self.frozen = frozen and victim.random
+        self.select_draws = (self.eot if self.frozen else select_draws) if victim.random else 1
         self.slots = len(tape.image_ids)
         self.count = self.slots if count is None else count
         self.queries = [0] * self.slots
@@ -182,7 +188,7 @@ class GradientTarget:
         for rows in packed(self.count, self.eot, self.slots):
             leaf = x_BCHW[rows.images].detach().clone().requires_grad_(True)
             reference = self.reference_BCHW[rows.images]
-            output = self.victim.differentiable(leaf, self._taped(self.tape.at(step=step), rows))
+            output = self.victim.differentiable(leaf, self._taped(self.tape.at(step=0 if self.frozen else step), rows))
             row_loss = loss(output, reference)
             row_gradient = torch.autograd.grad(row_loss.sum(), leaf)[0]
             row_score = None if self.victim.random else self.objective.score(output.detach(), reference)
@@ -199,8 +205,11 @@ class GradientTarget:
         return Gradient(loss_B=loss_B[where], score_B=score_B[where], gradient_BCHW=gradient[where])
 
     def score(self, x_BCHW: Tensor, *, active_B: Tensor | None = None) -> Tensor:
-        """Score without gradient, on the fixed select tape, mean over its draws; counted as queries."""
-        select = self.tape.at(stream="select", step=0)
+        """Score without gradient, mean over the fixed draws of the select tape; counted as queries.
+
+        With frozen noise these are the draws that the gradient follows.
+        """
+        select = self.tape.at(step=0) if self.frozen else self.tape.at(stream="select", step=0)
         score_B = torch.zeros(self.slots, dtype=torch.float64, device=x_BCHW.device)
         for rows in packed(self.count, self.select_draws, self.slots):
             output, _ = self.victim.evaluate(x_BCHW[rows.images], self._taped(select, rows))
@@ -235,6 +244,9 @@ class GradientAttack(Attack):
     """Draws averaged in one gradient of a random victim."""
     select_draws: int = Field(default=1, ge=1)
     """Draws on the select tape by which iterates on a random victim are compared."""
+    frozen_noise: bool = False
+    """Follow one fixed draw of a random victim from the first step to the last, and compare iterates on it: a control,
+    which succeeds where the attack works and only the noise stands in its way."""
 
     def perturb(self, target: GradientTarget, problem: Problem) -> AttackResult:
         """Attack a micro-batch; images are independent of one another."""

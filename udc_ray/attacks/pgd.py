@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from udc_ray.attacks.base import AttackResult, Best, GradientAttack, GradientTarget, Problem
+from udc_ray.attacks.diagnostics import Observer
 from udc_ray.attacks.projections import radius, random_point, steepest
 from udc_ray.params import Amount
 
@@ -43,20 +44,24 @@ class ProjectedAscent(GradientAttack):
         """Ascend; the best iterate by score is kept, and the last one costs one query a select draw."""
         x, threat, ball = problem.x_BCHW, self.threat, self.threat.continuous
         best = Best(x, torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device))
+        observer = Observer()
         iterate = self.begin(problem)
         for step in range(self.length):
             stored = threat.store(iterate, x)
             found = target.gradient(stored, step)
             best.offer(stored, found.score_B)
+            observer.observe(step, found.loss_B, found.score_B, found.gradient_BCHW)
             iterate = ball.project(iterate + self.stride * steepest(found.gradient_BCHW, self.norm), x)
         stored = threat.store(iterate, x)
-        best.offer(stored, target.score(stored))
+        last_B = target.score(stored)
+        best.offer(stored, last_B)
         return AttackResult(
             x_adv_BCHW=best.x_BCHW,
             score_B=best.score_B,
             queries=list(target.queries),
             grad_evals=list(target.grad_evals),
             stop_reasons=["iterations"] * len(x),
+            diagnostics=observer.finish(best.score_B, last_B),
         )
 
 
