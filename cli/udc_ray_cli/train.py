@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from udc_ray.errors import SpecError
 from udc_ray_cli.stopping import Stopped
 
 
@@ -16,10 +17,16 @@ class What(StrEnum):
 
     RESTORER = "restorer"
     PURIFIER = "purifier"
+    GUIDE = "guide"
 
 
 def train(
-    what: Annotated[What, typer.Argument(help="restorer: the default NAFNet; purifier: the diffusion prior.")],
+    what: Annotated[
+        What,
+        typer.Argument(
+            help="restorer: the default NAFNet; purifier: the diffusion prior; guide: the features that AGDM compares."
+        ),
+    ],
     photos: Annotated[list[Path], typer.Option(help="Folder of photographs or of HDR .npz files; may repeat.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and card; training resumes there.")],
     steps: Annotated[int, typer.Option(help="Optimisation steps.", min=1)],
@@ -32,12 +39,23 @@ def train(
         float | None, typer.Option(help="Stop after so many hours; the same command goes on.", min=0)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and noise.")] = 0,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="guide only: weight of the adversarial term; 6 unless given, 0 trains without it.", min=0),
+    ] = None,
 ) -> None:
-    """Train the restorer, or the purifier's prior, on simulated photographs."""
+    """Train the restorer, the purifier's prior, or the network of its guide, on simulated photographs."""
+    if beta is not None and what is not What.GUIDE:
+        raise SpecError(
+            f"--beta weighs an adversarial term that training a {what.value} has not", change="leave it out"
+        )
+    from udc_ray.training.guide import GuideSpec
     from udc_ray.training.loop import TrainSpec
     from udc_ray_cli.progress import training_progress
 
-    spec = TrainSpec(steps=steps, batch=batch, crop=crop, rate=rate, seed=seed)
+    settings: dict[str, Any] = {"steps": steps, "batch": batch, "crop": crop, "rate": rate, "seed": seed}
+    chosen = {} if beta is None else {"beta": beta}
+    spec = GuideSpec(**settings, **chosen) if what is What.GUIDE else TrainSpec(**settings)
     from udc_ray.training.entry import TrainRequest, train_network
 
     request = TrainRequest(what=what.value, folders=tuple(photos), out=out, threads=threads, device=device, spec=spec)

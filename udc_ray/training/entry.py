@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -18,8 +18,10 @@ from torch import nn
 from udc_ray.data import simulate
 from udc_ray.hashing import file_sha256
 from udc_ray.models.nafnet import NAFNet
+from udc_ray.purifiers.guide_network import FeatureNetwork, GuideNetwork, GuideShape
 from udc_ray.training import crops
 from udc_ray.training.denoiser import SCHEDULE, DenoiserRecipe
+from udc_ray.training.guide import GuideRecipe, GuideSpec, Pixels
 from udc_ray.training.loop import Progress, Recipe, Trainer, TrainSpec
 from udc_ray.training.restorer import RestorerRecipe
 
@@ -44,18 +46,32 @@ PRIOR_SHAPE: dict[str, Any] = {
 }
 """Size of the default diffusion prior: 3.4 M parameters, convolutions only."""
 
+GUIDE_SHAPE = GuideShape()
+"""Size of the default guide: 0.2 M parameters; it is called, and differentiated twice, in every step."""
+
+CREDITS = {
+    "cid22_train": "CID22 training half (CC BY-SA 4.0, credit CID22, Cloudinary)",
+    "gb82": "GB82 (CC0)",
+    "openexr_images": "OpenEXR images (BSD-3-Clause)",
+}
+"""Licences of the photographs that the shipped weights were trained on, by the name of their folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """What to train, on what, and where to put it."""
 
     what: str
-    """``restorer`` or ``purifier``."""
+    """``restorer``, ``purifier`` or ``guide``; the last with a `GuideSpec`."""
     folders: Sequence[Path]
     out: Path
     threads: int
     device: str
     spec: TrainSpec
+
+    def __post_init__(self) -> None:
+        if (self.what == "guide") != isinstance(self.spec, GuideSpec):
+            raise ValueError(f"{self.what} does not go with a {type(self.spec).__name__}")
 
     @property
     def command(self) -> str:
@@ -65,6 +81,7 @@ class TrainRequest:
         words = ["udc-ray", "train", self.what, *photos, "--out", self.out.name, "--steps", s.steps]
         words += ["--batch", s.batch, "--crop", s.crop, "--rate", s.rate, "--threads", self.threads]
         words += ["--device", self.device, "--seed", s.seed]
+        words += ["--beta", s.beta] if isinstance(s, GuideSpec) else []
         return shlex.join(map(str, words))
 
 
@@ -84,9 +101,11 @@ def train_network(request: TrainRequest, progress: Progress, stop_after: float =
     if not trainer.run(progress, stop_after):
         return False
     averaged = trainer.averaged()
-    metrics = recipe.validate(averaged)
+    facts = {"tune_psnr_db": recipe.validate(averaged), "seconds": round(trainer.seconds)}
+    if isinstance(recipe, GuideRecipe):
+        facts |= _guide_facts(request, averaged, recipe)
     weights = _write_weights(request, averaged)
-    _write_card(request, averaged, weights, {"tune_psnr_db": metrics, "seconds": round(trainer.seconds)})
+    _write_card(request, averaged, weights, facts)
     return True
 
 
@@ -98,6 +117,9 @@ def _build(request: TrainRequest) -> tuple[nn.Module, Recipe]:
     batches = crops.Batches(scenes=scenes, batch=spec.batch, crop=spec.crop, seed=spec.seed)
     if request.what == "restorer":
         return NAFNet(**RESTORER_SHAPE), RestorerRecipe(batches=batches, tune=tune, device=request.device)
+    if isinstance(spec, GuideSpec):
+        recipe = GuideRecipe(batches=batches, tune=tune, beta=spec.beta, device=request.device)
+        return GuideNetwork(GUIDE_SHAPE), recipe
     from diffusers import UNet2DModel
 
     clean = [s for s in tune if s.display.name == displays[0].name and not s.hdr]
@@ -107,7 +129,7 @@ def _build(request: TrainRequest) -> tuple[nn.Module, Recipe]:
 def _write_weights(request: TrainRequest, network: nn.Module) -> Path:
     if request.what == "purifier":
         return _write_prior(request, network)
-    path = request.out / "restorer.safetensors"
+    path = request.out / f"{request.what}.safetensors"
     partial = path.with_suffix(".partial")
     save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
     partial.chmod(0o644)
@@ -128,13 +150,29 @@ def _write_prior(request: TrainRequest, network: nn.Module) -> Path:
     return request.out / WEIGHTS
 
 
+def _guide_facts(request: TrainRequest, trained: nn.Module, recipe: GuideRecipe) -> dict[str, Any]:
+    """Size, which the loader reads, and how well the features separate: now, before training, and without any."""
+    torch.manual_seed(request.spec.seed)
+    rivals: dict[str, FeatureNetwork] = {
+        "trained": cast(GuideNetwork, trained),
+        "untrained": GuideNetwork(GUIDE_SHAPE).to(request.device),
+        "pixels": Pixels(),
+    }
+    figures = {name: recipe.separation(network) for name, network in rivals.items()}
+    return {"network": GUIDE_SHAPE.model_dump(mode="json"), "separation": figures}
+
+
+def _data_words(folders: Sequence[Path]) -> str:
+    words = ", ".join(CREDITS.get(folder.name, folder.name) for folder in folders)
+    return f"{words}; the train part of udc_ray/data/split.json"
+
+
 def _write_card(request: TrainRequest, network: nn.Module, weights: Path, facts: dict[str, Any]) -> None:
     card = {
         "what": request.what,
         "command": request.command,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "data": "CID22 training half (CC BY-SA 4.0, credit CID22, Cloudinary), GB82 (CC0), OpenEXR images "
-        "(BSD-3-Clause); the train part of udc_ray/data/split.json",
+        "data": _data_words(request.folders),
         "displays": sorted(simulate.load_displays()),
         "steps": request.spec.steps,
         "hardware": f"{platform.machine()}, {request.threads} CPU threads" if request.device == "cpu" else "GPU",
