@@ -85,8 +85,8 @@ def _bare(purifier: DDIM, prepared: Any, batches: int) -> Callable[[], Tensor]:
         for move, state in zip(reversed(moves), reversed(states[:-1]), strict=True):
             leaf = state.requires_grad_()
             gradient = torch.autograd.grad(reverse(leaf, *move), leaf, gradient)[0]
-        gradient = gradient * 2 * abars[0] ** 0.5
-        return gradient
+        found: Tensor = gradient * 2 * abars[0] ** 0.5
+        return found
 
     def step() -> Tensor:
         return torch.stack([once() for _ in range(batches)]).sum(dim=0)
