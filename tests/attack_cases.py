@@ -17,8 +17,10 @@ from udc_ray.errors import SpecError
 
 QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 3},
+    "apgd": {"steps": 5},
     "ssim-pgd": {"steps": 3},
     "cw": {"search_steps": 3, "iterations": 12, "initial_const": 0.1},
+    "low-frequency": {"rounds": 2, "iterations": 4, "bands": 0.2},
     "square": {"budget": 12, "horizon": 200},
     "nes": {"budget": 24, "samples": 4},
     "zo-signsgd": {"budget": 24, "samples": 3},
