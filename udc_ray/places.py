@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ def _changed(entry: Entry, change: Change) -> Entry:
 
 
 def _value(key: str, value: Any, change: Change) -> Any:
+    if key == "selector" and isinstance(value, Mapping):
+        clean = value.get("clean")
+        return {**value, "clean": change(clean)} if isinstance(clean, str) else value
     if isinstance(value, str) and is_factory(value):
         return value
     if isinstance(value, str) and (key in _PLACES or (key in {"display", "psf"} and value.endswith(".npy"))):

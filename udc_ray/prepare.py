@@ -23,6 +23,7 @@ from udc_ray.models.base import Restorer
 from udc_ray.models.loading import load_restorer
 from udc_ray.plan import Plan, make_plan, read_attack, read_defence
 from udc_ray.probe import Resolved
+from udc_ray.selection import check_selection
 from udc_ray.setup import HostSetup
 from udc_ray.spec import Entry, RunSpec
 from udc_ray.tasks import Task, get_task
@@ -101,6 +102,7 @@ def prepare(spec: RunSpec, device: str | None = None) -> Prepared:
         model_name=restorer.descriptor.name,
         resolved=Resolved(micro_batch=slots, threads=threads, device_type=device),
     )
+    check_selection(setup, restorer)
     return Prepared(
         setup=setup,
         document=document,

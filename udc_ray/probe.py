@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,24 @@ class Resolved:
         threads: torch threads of a host.
         device_type: ``cpu`` or ``cuda``.
         notes: what had to be changed, and why.
+        levels: times that were chosen for defences with ``selector: anls``, by their place in the spec.
+        layers: the layer whose features decided, likewise.
+        selections: how they were chosen, for selection.json; not kept in the spec.
     """
 
     micro_batch: int
     threads: int
     device_type: str
     notes: tuple[str, ...] = ()
+    levels: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+    selections: tuple[dict[str, Any], ...] = ()
+
+    def to_values(self) -> dict[str, Any]:
+        """What the run's spec keeps, as plain values."""
+        chosen = {"levels": self.levels, "layers": self.layers}
+        settled = {name: value for name, value in asdict(self).items() if name not in {"selections", *chosen}}
+        return settled | {name: value for name, value in chosen.items() if value}
 
 
 def output_and_gradient(network: Network, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 - ``spec.yaml``: the spec, with `fingerprint:` and, once probed, `resolved:`
 - ``fingerprint.json``: what the fingerprint is the hash of
 - ``environment.json``: with what, where and how
+- ``selection.json``: how noise levels were chosen, where they were
 - ``lock``: the live writer
 - ``parts/``: one part per finished unit
 - ``state/``: curves of query attacks, by part, and the states that a raised budget goes on from, by chain
@@ -35,6 +36,7 @@ from udc_ray.storage import Storage, is_temporary
 from udc_ray.yaml_text import load_yaml
 
 SPEC, DOCUMENT, ENVIRONMENT, RESULTS = "spec.yaml", "fingerprint.json", "environment.json", "results.parquet"
+SELECTION = "selection.json"
 _BEFORE_SPEC = frozenset({LOCK, DOCUMENT, ENVIRONMENT})
 """All that a start that was cut short can leave behind."""
 
@@ -235,7 +237,7 @@ class RunDirectory:
         if self.resumed or self.storage.names("parts"):
             return
         self.close()
-        for name in (SPEC, ENVIRONMENT, DOCUMENT):
+        for name in (SPEC, ENVIRONMENT, DOCUMENT, SELECTION):
             self.storage.delete(name)
         _remove_beginnings(self.storage)
 

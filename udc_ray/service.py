@@ -24,6 +24,7 @@ from udc_ray.metered import formats
 from udc_ray.metered.endpoint import StorageDepth, is_target
 from udc_ray.models.loading import load_restorer
 from udc_ray.purifiers.registry import PURIFIERS
+from udc_ray.purifiers.selectors import Leveled
 from udc_ray.purifiers.victim import Victim
 from udc_ray.spec import Entry
 from udc_ray.tape import Tape
@@ -208,6 +209,8 @@ def load_victim(served: Served) -> Victim:
     if served.defense is None or served.defense.name == "none":
         return Victim(restorer=restorer)
     purifier = PURIFIERS.get(served.defense.name).build("defence", served.defense.params)
+    if isinstance(purifier, Leveled):
+        purifier.require_level()
     return Victim(restorer=restorer, purifier=purifier, prepared=purifier.prepare(served.device))
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from udc_ray.errors import DataError
 from udc_ray.probe import Network
 from udc_ray.purifiers import priors
-from udc_ray.purifiers.base import SURROGATE, Purifier, Trace
+from udc_ray.purifiers.base import SURROGATE, Trace
 from udc_ray.purifiers.chain import Noise, Segment, guide_gradient, make_segments, run_chain
 from udc_ray.purifiers.denoiser import Declared, Denoiser
 from udc_ray.purifiers.gradients import exact
 from udc_ray.purifiers.plan import Guide, Hook, Plan, Round
 from udc_ray.purifiers.sampler import Variance, add_noise, root
 from udc_ray.purifiers.schedule import Schedule
+from udc_ray.purifiers.selectors import Leveled
 from udc_ray.purifiers.tiled import Tiled
 from udc_ray.tape import Tape
 
@@ -41,7 +42,7 @@ class Guided:
         return self.denoiser.network
 
 
-class Diffusion(Purifier):
+class Diffusion(Leveled):
     """Noise and denoising with a prior; random, as the forward noise is. Subclasses say the plan."""
 
     random: ClassVar[bool] = True
@@ -49,8 +50,6 @@ class Diffusion(Purifier):
 
     sigma: float = Field(gt=0)
     """Noise level in /255 units of the image; the schedule's nearest time is used."""
-    t: int | None = Field(default=None, ge=0)
-    """The time itself, in place of `sigma`."""
     variance: Variance = "fixed_small"
     """Variance of the noise that steps with eta > 0 add."""
     clip_x0: bool = True
@@ -73,10 +72,6 @@ class Diffusion(Purifier):
     def first(self, schedule: Schedule) -> int:
         """Time at which the noise is added and the network is first called."""
         return schedule.nearest(self.sigma) if self.t is None else self.t
-
-    def with_level(self, t: int) -> Self:
-        """The same purifier from another time."""
-        return self.model_copy(update={"t": t})
 
     @property
     def folder(self) -> Path:
@@ -133,6 +128,8 @@ class Diffusion(Purifier):
 
     def purify(self, x_BCHW: Tensor, tape: Tape, prepared: Denoiser | Guided) -> tuple[Tensor, Trace]:
         """Purify B x C x H x W in [0, 1] with the prior that `prepare` returned."""
+        if self.selector.per_image:
+            return self._at_own_levels(x_BCHW, tape, prepared)
         started = time.perf_counter()
         plan = self.plan(prepared)
         purified = run_chain(self.segments(x_BCHW, tape, prepared), x_BCHW)
@@ -150,6 +147,11 @@ class Diffusion(Purifier):
         """
         if mode == "bpda" or not self.offers(mode):
             return super().differentiable(x_BCHW, tape, prepared, mode)
+        if self.selector.per_image:
+            prior = _denoiser(prepared)
+            return self.at_levels(
+                x_BCHW, prior, prior.schedule, tape, lambda one: one.differentiable(x_BCHW, tape, prepared, mode)
+            )
         if mode == "forward-noise":
             return self._noised(x_BCHW, tape, prepared)
         steps = int(mode.removeprefix(SURROGATE)) if mode.startswith(SURROGATE) else None
@@ -166,6 +168,7 @@ class Diffusion(Purifier):
         guide_gradient: bool = True,
     ) -> list[Segment]:
         """The steps of one purification of images like `x_BCHW`; at most `steps` a round where that is given."""
+        self.require_level()
         prior = _denoiser(prepared)
         if x_BCHW.shape[1] != prior.channels:
             raise DataError(
@@ -178,7 +181,23 @@ class Diffusion(Purifier):
         noise = Noise(tape=tape, name=self.noise_key)
         return make_segments(plan, prior, prior.schedule, noise, guide_gradient=guide_gradient)
 
+    def _at_own_levels(self, x_BCHW: Tensor, tape: Tape, prepared: Denoiser | Guided) -> tuple[Tensor, Trace]:
+        prior, traces, started = _denoiser(prepared), [], time.perf_counter()
+
+        def run(fixed: Self) -> Tensor:
+            purified, trace = fixed.purify(x_BCHW, tape, prepared)
+            traces.append(trace)
+            return purified
+
+        purified = self.at_levels(x_BCHW, prior, prior.schedule, tape, run)
+        return purified, Trace(
+            nfe=max(trace.nfe for trace in traces) + self.selector.calls,
+            auxiliary=max(trace.auxiliary for trace in traces),
+            seconds=time.perf_counter() - started,
+        )
+
     def _noised(self, x_BCHW: Tensor, tape: Tape, prepared: Denoiser | Guided) -> Tensor:
+        self.require_level()
         schedule = _denoiser(prepared).schedule
         abar = float(schedule.alpha_bar[self.rounds(schedule)[0].timesteps[0]])
         noise = Noise(tape=tape, name=self.noise_key)("0/0/start", x_BCHW)

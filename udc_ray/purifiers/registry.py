@@ -11,6 +11,7 @@ PURIFIERS: Registry[Purifier] = Registry(
         "identity": "udc_ray.purifiers.simple:Identity",
         "jpeg": "udc_ray.purifiers.simple:Jpeg",
         "median": "udc_ray.purifiers.simple:Median",
+        "broken-control": "udc_ray.purifiers.broken:BrokenControl",
         "gaussian-noise": "udc_ray.purifiers.simple:GaussianNoise",
         "ddpm": "udc_ray.purifiers.diffusion:DDPM",
         "ddim": "udc_ray.purifiers.diffusion:DDIM",
