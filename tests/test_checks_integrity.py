@@ -84,6 +84,15 @@ def test_17_an_attack_that_ends_above_clean_lost_its_best_iterate() -> None:
     assert (found.verdict, found.value, "0001" in found.message) == ("fail", 1, True)
 
 
+@pytest.mark.parametrize("objective", ["mse", "ssim"])
+def test_17_takes_the_attack_at_its_word(objective: str) -> None:
+    rows = [make_record(image_id=str(i), lost=lost, objective=objective) for i, lost in enumerate((False, True, None))]
+    found = best_iterate(_cells(*rows))[0]
+    assert (found.verdict, found.value, "(first: 1)" in found.message) == ("fail", 1, True)
+    kept = best_iterate(_cells(*(replace(r, lost=False) for r in rows)))
+    assert [one.verdict for one in kept] == (["pass"] if objective == "mse" else [])
+
+
 def test_17_warns_where_too_few_queries_were_asked() -> None:
     found = best_iterate(_cells(*(replace(r, grad_evals=0, queries=12) for r in make_cell([15.0, 28.2]))))[0]
     assert (found.verdict, "too few queries" in found.message) == ("warn", True)

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 from record_factory import QUERY, make_cell, make_record
 
+from udc_ray.checks import run_checks
 from udc_ray.checks.base import CheckResult
 from udc_ray.checks.claims import breakable, quality_cost
 from udc_ray.checks.probes import budget, unbounded
 from udc_ray.checks.strength import adaptive, iterative, white_box
 from udc_ray.metrics.statistics import group_cells
 from udc_ray.records import Record
+from udc_ray.spec import parse_spec
 
 BLIND: dict[str, Any] = {"defense": "jpeg", "grad_mode": "blind"}
 BPDA: dict[str, Any] = {"defense": "jpeg", "grad_mode": "bpda"}
@@ -70,6 +72,15 @@ def test_14_fails_where_transferred_images_beat_the_adaptive_attack() -> None:
     weak = make_cell([19.0, 20.0], **BPDA)
     found = _only(adaptive(group_cells(blind + weak)), "14-adaptive-transfer")
     assert (found.verdict, found.value, found.cell) == ("fail", pytest.approx(1.0), weak[0].cell)
+
+
+def test_an_attack_on_frozen_noise_is_no_attack_to_judge_by() -> None:
+    blind = make_cell([18.0, 19.0], **BLIND)
+    control = make_cell([26.5, 27.0], label="pgd linf 8/255 frozen_noise=true | jpeg bpda", **BPDA)
+    spec = parse_spec({"attacks": ["pgd"], "defenses": ["none", "jpeg"]})
+    bare = make_cell([15.0, 16.0]) + make_cell([15.0, 16.0], label="pgd linf 8/255 frozen_noise=true | none")
+    failed = {r.check for r in run_checks(bare + blind + control, spec) if r.verdict == "fail"}
+    assert failed == set()
 
 
 def test_14_does_not_guess_between_twin_entries() -> None:

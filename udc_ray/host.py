@@ -27,10 +27,12 @@ from udc_ray.attacks.query import Answer
 from udc_ray.attacks.reduction import reduce_rows
 from udc_ray.baselines import Baselines
 from udc_ray.batching import micro_batches, stack
+from udc_ray.checks.readings import Reading
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals, craft_by_gradients
 from udc_ray.errors import DeviceMemoryError, SpecError, UserError, WeightsError
 from udc_ray.evaluation import Evaluator
+from udc_ray.gradient_probe import probe_host
 from udc_ray.meter import Counted, Meter, count_networks
 from udc_ray.metrics.perceptual import get_perceptual
 from udc_ray.metrics.protocols import get_protocol
@@ -41,6 +43,7 @@ from udc_ray.probe import Resolved
 from udc_ray.purifiers.victim import Victim
 from udc_ray.results import UnitResult
 from udc_ray.scoring import score_unit
+from udc_ray.selection import select_levels
 from udc_ray.setup import HostSetup
 from udc_ray.tape import Tape
 from udc_ray.tasks import get_task
@@ -83,7 +86,7 @@ class Host:
         self._make_evaluator()
 
     def resolve(self, shapes: Sequence[tuple[int, int, int]]) -> Resolved:
-        """Probe position invariance for the shapes of the run's images."""
+        """Probe position invariance for the shapes of the run's images; then choose levels that are to be chosen."""
         asked = replace(self.setup.resolved, device_type=torch.device(self.device).type)
         if self.setup.spec.run.micro_batch == "auto":
             asked = replace(asked, micro_batch=self._largest_micro_batch(max(shapes, key=math.prod)))
@@ -95,7 +98,7 @@ class Host:
         largest = torch.zeros(asked.micro_batch, *max(shapes, key=math.prod))
         try:
             with memory.explained(partial(self.trial, largest), asked.micro_batch, "the probe of the models"):
-                return probe.settle(networks, list(shapes), asked, self.device)
+                resolved = probe.settle(networks, list(shapes), asked, self.device)
         except DeviceMemoryError as error:
             raise SpecError(str(error), "images, model or micro_batch are too large for the device") from error
         except UserError:
@@ -108,6 +111,7 @@ class Host:
                 "it wants a multiple of some size, or breaks the gradient (numpy, detach)",
                 "pad inside the model; without gradients list query attacks only",
             ) from error
+        return select_levels(self, resolved)
 
     def victim(self, defence: int, grad_mode: str = "full") -> Victim:
         """The model that an attack on this defence sees; purifiers are prepared once."""
@@ -117,6 +121,10 @@ class Host:
         if defence not in self._prepared:
             self._prepared[defence] = purifier.prepare(self.device)
             count_networks(self._prepared[defence], self.meter)
+        level = self.setup.resolved.levels.get(str(defence))
+        if level is not None:
+            leveled: Any = purifier  # only purifiers with levels have any chosen
+            purifier = leveled.with_level(level)
         mode: Any = grad_mode
         return Victim(restorer=self.restorer, purifier=purifier, prepared=self._prepared[defence], grad_mode=mode)
 
@@ -209,6 +217,10 @@ class Host:
             found[defence] = (time.perf_counter() - begun) / batches
         return found
 
+    def probe_gradients(self) -> list[Reading]:
+        """How gradients pass the victims that the run's gradient attacks work on; see `udc_ray.gradient_probe`."""
+        return probe_host(self)
+
     def _wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
@@ -222,6 +234,7 @@ class Host:
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "executed": dict(self.evaluator.executed),
+            "purified": self.evaluator.clock.to_json(),
         }
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from udc_ray.attacks.batcher import Batcher
 from udc_ray.attacks.driver import Halt
 from udc_ray.attacks.oracle import ScoreRequest
 from udc_ray.attacks.query import Answer
+from udc_ray.checks.readings import Reading
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals
 from udc_ray.errors import Interrupted, UserError
@@ -91,6 +92,10 @@ class InProcessPool:
     def speeds(self, victims: Sequence[int], seconds: float) -> dict[int, float]:
         """See `WorkPool`."""
         return self.host.speeds(victims, seconds)
+
+    def probe_gradients(self) -> list[Reading]:
+        """See `udc_ray.gradient_probe.Prober`."""
+        return self.host.probe_gradients()
 
     def map_unordered(self, units: Iterable[Unit], stop: Stop = never, keep: Keep = keep_nothing) -> Iterator[Outcome]:
         """Run gradient units one after the other, and query units that follow one another together."""

@@ -6,52 +6,35 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from udc_ray import environment
-from udc_ray.allowance import Allowance, Limits, spent_queries
-from udc_ray.attacks.query import QueryAttack
-from udc_ray.checks import CheckResult, run_checks
-from udc_ray.cost import PROBE_SECONDS, attacked_victims, estimate
+from udc_ray.allowance import Allowance, spent_queries
+from udc_ray.checks import CheckResult, measured, run_checks
+from udc_ray.checks.readings import GRADIENTS
+from udc_ray.cost import PROBE_SECONDS, attacked_victims, estimate, is_long
 from udc_ray.errors import Interrupted, RunDirectoryError, UserError
-from udc_ray.failures import failed_records
+from udc_ray.gradient_probe import Prober, met_by_gradients
 from udc_ray.interrupt import Drain
 from udc_ray.metered.endpoint import is_target
 from udc_ray.places import absolute
 from udc_ray.plan import Unit
-from udc_ray.pool import Ending, Outcome, WorkPool
+from udc_ray.pool import Ending, WorkPool
 from udc_ray.prepare import Prepared
 from udc_ray.probe import Resolved
 from udc_ray.records import Record
 from udc_ray.report.build import summarise
+from udc_ray.report.html import write_page
 from udc_ray.report.pictures import draw_curves, draw_strips
 from udc_ray.report.summary import Summary
-from udc_ray.results import UnitResult
-from udc_ray.rundir import RunDirectory, default_out
+from udc_ray.rounds import Listener as Listener  # others import it from here
+from udc_ray.rounds import budgets, limits_of, run_rounds, todo_units
+from udc_ray.rundir import ENVIRONMENT, SELECTION, RunDirectory, default_out
+from udc_ray.selection import pending
 from udc_ray.setup import HostSetup
 
 PoolFactory = Callable[[HostSetup], WorkPool]
-
-
-class Listener(Protocol):
-    """Who is told how the run goes."""
-
-    def note(self, text: str) -> None:
-        """Something worth saying."""
-        ...
-
-    def begin(self, units: int) -> None:
-        """So many units are to be done."""
-        ...
-
-    def unit(self, outcome: Outcome) -> None:
-        """A unit ended."""
-        ...
-
-    def end(self) -> None:
-        """No more units."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +145,7 @@ def _execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, set
         run.update_environment(images=len(setup.dataset.image_ids))
         for warning in run.warnings:
             listener.note(f"warning: {warning}")
-        todo = _todo(run, setup, settings.retry_failed)
+        todo = todo_units(run, setup, settings.retry_failed)
         for part, reason in run.damaged.items():
             listener.note(f"warning: {part} cannot be read and is done again: {reason}")
         if not todo and _has_pictures(run, setup):
@@ -175,14 +158,15 @@ def _execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, set
             raise DryRun
         with closing(make_pool(setup)) as pool:
             setup = _resolved_or_discarded(run, prepared, setup, pool, listener)
-            if setup.spec.campaign or settings.dry_run:
+            if setup.spec.campaign or settings.dry_run or is_long(setup, todo):
                 _tell_cost(run, setup, pool, todo, listener)
             if settings.dry_run:
                 run.discard()
                 raise DryRun
+            _probe_gradients(run, setup, pool)
             hours = float("inf") if settings.max_hours is None else settings.max_hours
             deadline = time.monotonic() + hours * 3600
-            failed = _work(run, setup, pool, _Flow(todo, drain, deadline, listener, settings))
+            failed = run_rounds(run, setup, pool, todo, _Flow(drain, deadline, listener, settings).stop, listener)
             devices = pool.describe()
             run.update_environment(devices=devices, executed=_executed(devices), end=environment.now())
             drain.raise_if_asked()
@@ -192,11 +176,21 @@ def _execute(prepared: Prepared, make_pool: PoolFactory, listener: Listener, set
             return _report(run, setup, pool, failed, listener)
 
 
+def _probe_gradients(run: RunDirectory, setup: HostSetup, pool: WorkPool) -> None:
+    """Once a run, measure how gradients pass the victims that its attacks work on; the checks judge it."""
+    known = measured(run.read_json(ENVIRONMENT)).gradients
+    if known or not isinstance(pool, Prober) or not any(met_by_gradients(setup.plan)):
+        return
+    readings = [reading.to_json() for reading in pool.probe_gradients()]
+    before = (run.read_json(ENVIRONMENT) or {}).get("probes", {})
+    run.update_environment(probes={**before, GRADIENTS: readings})
+
+
 def _tell_cost(
     run: RunDirectory, setup: HostSetup, pool: WorkPool | None, todo: list[Unit], listener: Listener
 ) -> None:
     """Say what is to be done and what it takes, measured on a host of the pool; a metered target is not asked."""
-    limits = _limits(setup)
+    limits = limits_of(setup)
     units = Allowance(setup.plan, limits, spent_queries(run.records()) if limits.any else {}).share_out(todo)
     seconds = None
     if pool is not None and not is_target(setup.spec.model.name):
@@ -222,9 +216,8 @@ def _named_job(run: RunDirectory, job: str | None) -> Iterator[None]:
 
 @dataclass
 class _Flow:
-    """What is to be done, and what may end it early."""
+    """What may end the work early."""
 
-    todo: list[Unit]
     drain: Drain
     deadline: float
     listener: Listener
@@ -251,26 +244,6 @@ def _executed(devices: dict[str, Any]) -> dict[str, int]:
     return dict(total)
 
 
-def budgets(setup: HostSetup) -> dict[str, int | None]:
-    """Budget of every cell, None where there is none."""
-    attacks = setup.plan.attacks
-    return {
-        cell.id: attack.budget if isinstance(attack := attacks[cell.attack].attack, QueryAttack) else None
-        for cell in setup.plan.cells
-    }
-
-
-def _todo(run: RunDirectory, setup: HostSetup, retry_failed: bool) -> list[Unit]:
-    chunk = setup.spec.run.chunk or setup.resolved.micro_batch
-    done = run.done_keys(budgets(setup))
-    if not retry_failed:
-        done |= run.quarantined(budgets(setup))
-    units = sorted(setup.plan.units(setup.dataset.image_ids, chunk, done), key=setup.plan.cost, reverse=True)
-    # Longest first, so that no host is left with a long unit at the end; but one short unit leads,
-    # so that a first result, or a first failure, is seen at once.
-    return units[-1:] + units[:-1]
-
-
 def _resolved_or_discarded(
     run: RunDirectory, prepared: Prepared, setup: HostSetup, pool: WorkPool, listener: Listener
 ) -> HostSetup:
@@ -283,10 +256,14 @@ def _resolved_or_discarded(
 
 
 def _resolve(run: RunDirectory, prepared: Prepared, setup: HostSetup, pool: WorkPool, listener: Listener) -> HostSetup:
-    """Settle micro-batch and threads: once, then as written in the run."""
+    """Settle micro-batch, threads and noise levels: once, then as written in the run."""
     if run.header.resolved is None:
+        if pending(setup.plan):
+            listener.note("choosing noise levels on trial images")
         resolved = pool.resolve(prepared.shapes)
-        run.resolve(asdict(resolved))
+        if resolved.selections:
+            run.write_json(SELECTION, list(resolved.selections))
+        run.resolve(resolved.to_values())
         run.update_environment(probes={"position_invariance": [list(shape) for shape in prepared.shapes]})
     else:
         values = run.header.resolved
@@ -298,55 +275,6 @@ def _resolve(run: RunDirectory, prepared: Prepared, setup: HostSetup, pool: Work
     return replace(setup, resolved=resolved)
 
 
-def _work(run: RunDirectory, setup: HostSetup, pool: WorkPool, flow: _Flow) -> int:
-    """Run the units and store what they give, in rounds while queries are left over; returns how many failed."""
-    limits, failed, todo = _limits(setup), 0, flow.todo
-    while True:
-        spent = spent_queries(run.records()) if limits.any else {}
-        units = Allowance(setup.plan, limits, spent).share_out(todo)
-        failed += _round(run, setup, pool, flow, units)
-        if not limits.any or flow.stop() is not None:
-            return failed
-        todo = _todo(run, setup, retry_failed=False)
-        if not todo:
-            return failed
-        if spent_queries(run.records()) == spent:
-            flow.listener.note(f"the queries are spent; {len(todo)} units have not come to the end of their budgets")
-            return failed
-
-
-def _round(run: RunDirectory, setup: HostSetup, pool: WorkPool, flow: _Flow, units: list[Unit]) -> int:
-    failed = 0
-    flow.listener.begin(len(units))
-    try:
-        for outcome in pool.map_unordered(units, flow.stop, run.keep):
-            run.append(_stored(setup, outcome))
-            failed += outcome.error is not None
-            flow.listener.unit(outcome)
-            if outcome.error is not None:
-                flow.listener.note(f"a unit failed and is skipped: {outcome.error}")
-    finally:
-        flow.listener.end()
-    return failed
-
-
-def _limits(setup: HostSetup) -> Limits:
-    asked = setup.spec.run
-    return Limits(total=asked.max_queries, per_cell=asked.max_queries_per_cell, per_target=asked.max_queries_per_target)
-
-
-def _stored(setup: HostSetup, outcome: Outcome) -> UnitResult:
-    """The result of a unit with what only the driver knows; error rows when it failed."""
-    if outcome.result is None:
-        error = outcome.error or "lost"
-        return UnitResult(records=failed_records(setup, outcome.unit, error, outcome.host, outcome.retries))
-    records = [
-        replace(r, host=outcome.host, retries=outcome.retries, queries_reexecuted=outcome.queries_reexecuted)
-        for r in outcome.result.records
-    ]
-    return replace(outcome.result, records=records)
-
-
 def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: int, listener: Listener) -> Finished:
     """Compact, check, summarise and draw."""
     records = run.compact()
@@ -356,11 +284,12 @@ def _report(run: RunDirectory, setup: HostSetup, pool: WorkPool | None, failed: 
             "--max-hours is shorter than one unit takes, or the budget (--max-queries, model.budget) ends before it",
             f"give more, and the same command again: it goes on with {run.storage.name}",
         )
-    checks = run_checks(records, setup.spec)
+    checks = run_checks(records, setup.spec, measured(run.read_json(ENVIRONMENT), run.read_json(SELECTION)))
     summary = summarise(run, records, checks)
     run.write_json("checks.json", [check.to_json() for check in checks])
     run.write_json("summary.json", summary.to_json())
     _draw(run, setup, pool, records, listener)
+    write_page(run, summary, checks)
     return Finished(
         summary=summary,
         checks=checks,

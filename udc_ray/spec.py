@@ -79,6 +79,8 @@ class RunSettings(_Frozen):
     """Queries that the attacks of one cell may ask."""
     max_queries_per_target: int | None = Field(default=None, ge=1)
     """Queries that one victim (the model with one defence) may be asked."""
+    resubmissions: int | None = Field(default=None, ge=1)
+    """How often an attacker may submit an image; check 24 wants as many evaluations of victims that draw noise."""
     save: Literal["all", "best", "none"] = "best"
     """Which attacked images are kept."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

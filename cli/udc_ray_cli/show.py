@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from udc_ray.checks import CheckResult, run_checks
+from udc_ray.checks import CheckResult, measured, run_checks
 from udc_ray.errors import RunDirectoryError
 from udc_ray.report.build import is_campaign, summarise
 from udc_ray.report.campaign_console import print_campaign
 from udc_ray.report.console import print_report
 from udc_ray.report.summary import Summary, dumps
-from udc_ray.rundir import RunDirectory
+from udc_ray.rundir import ENVIRONMENT, SELECTION, RunDirectory
 
 PIPE_WIDTH = 100
 """Columns of a file or a pipe, which have no width of their own."""
@@ -44,7 +44,8 @@ def show_run(run: str, *, as_json: bool) -> None:
     if document is None:
         sys.stderr.write(f"{run} has not come to its end; this is what is there\n")
         records = directory.records()
-        results = run_checks(records, directory.header.spec)
+        beside = measured(directory.read_json(ENVIRONMENT), directory.read_json(SELECTION))
+        results = run_checks(records, directory.header.spec, beside)
         show(summarise(directory, records, results), results, run, as_json=as_json)
         return
     show(Summary.from_json(document), _read_checks(checks, run), run, as_json=as_json)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udc_ray.attacks.oracle import ScoreRequest
 from udc_ray.attacks.query import Answer
+from udc_ray.checks.readings import Reading
 from udc_ray.crafted import Crafted
 from udc_ray.crafting import Goals
 from udc_ray.errors import UserError
@@ -72,6 +73,11 @@ class HostActor:
         """See `Host.speeds`."""
         with self.host.meter.work("a probe of the speed"):
             return self.host.speeds(victims, seconds)
+
+    def probe_gradients(self) -> list[Reading]:
+        """See `Host.probe_gradients`."""
+        with self.host.meter.work("a probe of the gradients"):
+            return self.host.probe_gradients()
 
     def keep(self, defences: Collection[int]) -> None:
         """See `Host.keep`."""

@@ -26,6 +26,7 @@ from udc_ray_cluster.steppers import Steppers
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from udc_ray.checks.readings import Reading
     from udc_ray.plan import Unit
     from udc_ray.probe import Resolved
     from udc_ray.setup import HostSetup
@@ -133,6 +134,11 @@ class RayPool:
     def speeds(self, victims: Sequence[int], seconds: float) -> dict[int, float]:
         """See `WorkPool`."""
         found: dict[int, float] = self._errand("speeds", victims, seconds)
+        return found
+
+    def probe_gradients(self) -> list[Reading]:
+        """See `udc_ray.gradient_probe.Prober`."""
+        found: list[Reading] = self._errand("probe_gradients")
         return found
 
     def map_unordered(self, units: Iterable[Unit], stop: Stop = never, keep: Keep = keep_nothing) -> Iterator[Outcome]:

@@ -124,6 +124,11 @@ def result(
     )
 
 
+def not_made(check: str, reason: str) -> CheckResult:
+    """A check of the run that could not be made, and why."""
+    return CheckResult(check=check, cell=None, verdict="info", message=f"not made: {reason}")
+
+
 def threat_of(cell: CellRecords) -> Threat:
     """Norm and radius of a cell."""
     return (cell.head.norm, cell.head.eps)
@@ -139,6 +144,11 @@ def same_attack(cells: Sequence[CellRecords], cell: CellRecords, defense: str, g
         and (c.head.defense, c.head.grad_mode) == (defense, grad_mode)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def follows_fresh_noise(cell: CellRecords) -> bool:
+    """Whether an attack is one in earnest: on frozen noise it is a control, weak by design against fresh noise."""
+    return "frozen_noise=true" not in cell.attack_label
 
 
 def lowest(values: Iterable[PerImage]) -> PerImage:

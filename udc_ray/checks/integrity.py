@@ -102,16 +102,26 @@ def _sample_size(cell: CellRecords) -> CheckResult:
 
 
 def best_iterate(cells: Sequence[CellRecords]) -> list[CheckResult]:
-    """Check 17: an attack on MSE that ends above the clean quality has lost its best iterate."""
-    wanted = [c for c in cells if c.adaptive and c.kind != "control" and c.head.objective == "mse" and c.measured]
-    return [_best_iterate(cell) for cell in wanted]
+    """Check 17: no success is lost at the end; an attack on MSE that ends above the clean quality has lost one."""
+    wanted = [c for c in cells if c.adaptive and c.kind != "control" and c.measured]
+    found = [_lost_success(c) if any(r.lost for r in c.measured) else _best_iterate(c) for c in wanted]
+    return [one for one in found if one is not None]
+
+
+def _lost_success(cell: CellRecords) -> CheckResult:
+    """What the attack itself noticed, whatever its objective."""
+    images = sorted({r.image_id for r in cell.measured if r.lost})
+    message = f"{len(images)} of {len(cell.images)} images were harmed on the way and are not at the end (first: "
+    return result("17-best-iterate", cell, "fail", len(images), 0, f"{message}{images[0]}): best iterate lost")
 
 
 LOST_DB = 0.05
 """Gain in dB over the clean output from which on an iterate counts as lost."""
 
 
-def _best_iterate(cell: CellRecords) -> CheckResult:
+def _best_iterate(cell: CellRecords) -> CheckResult | None:
+    if cell.head.objective != "mse":
+        return None
     noise = cell.standard_error("psnr_adv")
     gain = {i: -drop for i, drop in difference(cell.per_image("psnr_clean"), cell.per_image("psnr_adv")).items()}
     lost = sorted(i for i, value in gain.items() if value > LOST_DB + 2 * noise[i])

@@ -10,9 +10,12 @@ from udc_ray.tasks import task_of
 from udc_ray.verify.base import Audit, Finding
 from udc_ray.verify.evidence import Evidence, Triple, name_of
 
-SHARED = ("budget", "linf", "l2", "queries", "queries_harness", "grad_evals", "stop_reason")
+NOTICED = ("grad_zero_share", "grad_dead_steps", "loss_move", "lost")
+"""What an attack by gradients noticed on its way."""
+FUSED = ("psnr_mean_output_clean", "psnr_mean_output_adv", "psnr_median_output_clean", "psnr_median_output_adv")
+SHARED = ("budget", "linf", "l2", "queries", "queries_harness", "grad_evals", "stop_reason", *NOTICED, *FUSED)
 """Columns that belong to (cell, image, restart) and are repeated in each of its sample rows."""
-BORROWED = ("budget", "linf", "l2", "queries", "grad_evals", "stop_reason")
+BORROWED = ("budget", "linf", "l2", "queries", "grad_evals", "stop_reason", *NOTICED)
 """Columns that a blind cell repeats from the attack whose images it uses."""
 OF_QUERIES = frozenset({"success", "budget", "converged"})
 """Reasons for which a query attack ends."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from udc_ray.checks import run_checks
+from udc_ray.checks import measured, run_checks
 from udc_ray.errors import UserError
 from udc_ray.report.build import summarise
+from udc_ray.rundir import ENVIRONMENT, SELECTION
 from udc_ray.verify.base import Audit, Finding
 from udc_ray.verify.evidence import Evidence
 
@@ -21,7 +22,9 @@ def check_published(evidence: Evidence) -> Finding:
         audit.gap(f"{SUMMARY}, {CHECKS}", 1, "no records that could be summarised")
         return audit.finding()
     try:
-        checks = run_checks(evidence.records, evidence.spec)
+        run = evidence.run
+        beside = measured(run.read_json(ENVIRONMENT), run.read_json(SELECTION))
+        checks = run_checks(evidence.records, evidence.spec, beside)
         summary = summarise(evidence.run, evidence.records, checks).to_json()
     except UserError as error:
         audit.holds(SUMMARY, False, f"cannot be made again: {error.what}")

@@ -34,6 +34,10 @@ NOT_SCORED = frozenset(
         "run_fingerprint",
         "error",
         "label",
+        "grad_zero_share",
+        "grad_dead_steps",
+        "loss_move",
+        "lost",
     }
 )
 """Columns that scoring does not compute."""
