@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from run_doubles import all_units, make_host, results_of, small_run, stable
@@ -20,10 +22,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from udc_ray.data.base import Sample
 from udc_ray.metrics.perceptual import PerceptualDistance, ShiftTolerant
+from udc_ray.metrics.protocols import get_protocol
 from udc_ray.plan import Cell
 from udc_ray.prepare import Prepared
 from udc_ray.records import Record
 from udc_ray.results import Adversarial, UnitResult
+from udc_ray.tasks import get_task
 
 Floats = NDArray[Any]
 
@@ -159,6 +163,18 @@ def test_counts_and_labels(prepared: Prepared, result: UnitResult) -> None:
     assert {r.restart for r in result.records if r.label.startswith("pgd linf")} == {0, 1}
 
 
+def test_what_an_attack_noticed_is_in_its_records(result: UnitResult) -> None:
+    for record in result.records:
+        seen = (record.grad_zero_share, record.grad_dead_steps, record.loss_move, record.lost)
+        if record.attack == "square":
+            assert seen == (None,) * 4
+            continue
+        assert record.grad_dead_steps == 0 and record.lost is False
+        # PGD-2: with ten steps or fewer every rise is a last one
+        assert record.grad_zero_share is not None and 0 <= record.grad_zero_share < 0.01
+        assert record.loss_move in (0.0, 1.0)
+
+
 def test_blind_cells_repeat_what_the_attack_cost(result: UnitResult) -> None:
     plain = {(r.attack, r.norm, r.image_id, r.restart): r for r in result.records if r.defense == "none"}
     blind = [r for r in result.records if r.grad_mode == "blind"]
@@ -228,6 +244,70 @@ def test_random_defences_give_a_row_for_every_sample() -> None:
                 assert value == pytest.approx(psnr(output, sample.truth.numpy()), abs=1e-4)
 
 
+def test_outputs_of_all_draws_are_fused_apart_from_their_mean_score() -> None:
+    prepared = small_run(
+        "run.save=all",
+        attacks=("pgd:steps=1,restarts=2",),
+        defenses=("none", "gaussian-noise:sigma=40,samples=4,grad_mode=[bpda]"),
+        limit=2,
+    )
+    result = run(prepared)
+    purifier = prepared.setup.plan.defences[1].purifier
+    assert purifier is not None
+    for record in result.records:
+        fused = [
+            getattr(record, f"psnr_{how}_output_{side}") for how in ("mean", "median") for side in ("clean", "adv")
+        ]
+        assert record.guide_calls == record.nfe == 0
+        if record.defense == "none":
+            assert fused == [None] * 4
+            continue
+        sample = prepared.setup.dataset.load(record.image_id)
+        assert sample.truth is not None
+        truth, expected = sample.truth.numpy(), []
+        images = (sample.degraded.numpy(), crafted_for(prepared, result, record).x_adv)
+        outputs = []
+        for x in images:
+            draws = []
+            for draw in range(4):
+                generator = philox(0, record.image_id, f"eval/{purifier.identity()}", 0, draw, 0)
+                noise = generator.standard_normal(x.shape, dtype=np.float32)
+                draws.append(np.clip(restored(prepared, np.clip(x + np.float32(40 / 255) * noise, 0, 1)), 0, 1))
+            outputs.append(np.asarray(draws, dtype=np.float64))
+        expected = [psnr(how(draws, axis=0), truth) for how in (np.mean, np.median) for draws in outputs]
+        assert fused == pytest.approx(expected, abs=1e-4)
+        rows = [r for r in result.records if r.key[:3] == record.key[:3]]
+        assert len(rows) == 4 and len({(r.psnr_mean_output_adv, r.psnr_median_output_clean) for r in rows}) == 1
+        # Jensen: the error of the mean image is at most the mean error
+        errors = [10 ** (-(r.psnr_adv or 0.0) / 10) for r in rows]
+        assert 10 ** (-fused[1] / 10) <= np.mean(errors) + 1e-12
+
+
+def test_a_host_knows_how_long_purifications_took() -> None:
+    prepared = small_run(
+        attacks=("pgd:steps=1,restarts=2",), defenses=("none", "gaussian-noise:samples=3,grad_mode=[blind, bpda]")
+    )
+    host = make_host(prepared)
+    results_of(host, all_units(prepared))
+    (label, spent), *rest = host.evaluator.clock.to_json().items()
+    assert (label, rest) == ("gaussian-noise", [])
+    # three images, three draws and two restarts in two cells
+    assert spent["images"] == 3 * 3 * 2 * 2 and 0 < spent["seconds"] < 60
+
+
+@settings(max_examples=30, deadline=None)
+@given(draws=st.integers(2, 7), seed=st.integers(0, 2**32 - 1), spread=st.floats(0.01, 3))
+def test_fused_outputs_are_those_of_what_would_be_stored(draws: int, seed: int, spread: float) -> None:
+    generator = np.random.default_rng(seed)
+    truth, outputs = generator.random((3, 4, 5)), generator.normal(0.5, spread, (draws, 3, 4, 5))
+    tensors = [torch.from_numpy(output) for output in outputs]
+    fused = get_task("restoration").fuse(tensors, torch.from_numpy(truth), get_protocol("strict"))
+    shown = np.clip(outputs, 0, 1)
+    assert fused.mean == pytest.approx(psnr(shown.mean(axis=0), truth), abs=1e-9)
+    assert fused.median == pytest.approx(psnr(np.median(shown, axis=0), truth), abs=1e-9)
+    assert np.mean((shown.mean(axis=0) - truth) ** 2) <= np.mean((shown - truth) ** 2) + 1e-12
+
+
 @pytest.fixture
 def degraded_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
@@ -243,6 +323,7 @@ def test_without_reference_the_clean_output_is_the_measure(degraded_folder: Path
     result = run(prepared := small_run("run.save=all", attacks=("pgd:steps=2",), **flags))
     assert len(result.records) == 2
     for record in result.records:
+        assert record.psnr_mean_output_clean is record.psnr_mean_output_adv is None
         assert record.psnr_degraded is record.psnr_clean is record.ssim_clean is record.success is None
         assert record.lpips_clean is None
         assert record.objective == "mse-clean"

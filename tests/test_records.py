@@ -16,12 +16,17 @@ COLUMNS = [
     "psnr_clean", "psnr_noise", "psnr_adv", "ssim_clean", "ssim_adv", "lpips_clean", "lpips_adv", "linf",
     "l2", "queries", "queries_harness", "queries_reexecuted", "grad_evals", "nfe", "success", "stop_reason",
     "seconds", "host", "retries", "error",
+    # added for random victims and for the checks of an attack
+    "psnr_mean_output_clean", "psnr_mean_output_adv", "psnr_median_output_clean", "psnr_median_output_adv",
+    "guide_calls", "grad_zero_share", "grad_dead_steps", "loss_move", "lost",
 ]  # fmt: skip
 
 
 def test_the_columns_are_those_of_the_design() -> None:
     assert set(COLUMNS) <= set(SCHEMA.names)
     assert set(VOLATILE) == {"seconds", "host", "retries", "queries_reexecuted"}
+    assert SCHEMA.field("lost").type == pa.bool_()
+    assert SCHEMA.field("guide_calls").type == SCHEMA.field("grad_dead_steps").type == pa.int64()
     assert SCHEMA.field("success").type == pa.bool_()
     assert SCHEMA.field("psnr_adv").type == pa.float64()
     assert SCHEMA.field("queries").type == pa.int64()

@@ -40,7 +40,7 @@ def test_a_cell_is_the_mean_over_images_with_its_worst_image() -> None:
     assert (row.mean, row.n, row.of) == (pytest.approx(49 / 3), 3, 3)
     assert (row.worst, row.worst_image) == (15.0, "0000")
     assert row.ci_low is not None and row.ci_high is not None and 15 <= row.ci_low < row.ci_high <= 18
-    assert row.note == "n = 3, too few for a claim"
+    assert row.note == "upper bound on robustness, not converged; n = 3, too few for a claim"
 
 
 def test_a_drop_has_its_own_paired_interval() -> None:
@@ -48,7 +48,7 @@ def test_a_drop_has_its_own_paired_interval() -> None:
     rows = make_rows(records, SPEC)
     drop = _find(rows, "drop_psnr")
     assert (drop.mean, drop.ci_low, drop.ci_high) == pytest.approx((5.0, 5.0, 5.0))
-    assert drop.note == ""
+    assert drop.note == "upper bound on robustness, not converged"
 
 
 def test_the_worst_of_a_drop_is_the_largest() -> None:

@@ -112,6 +112,31 @@ def test_mean_over_samples_comes_before_the_worst_over_restarts() -> None:
     assert cell.per_image("drop_psnr") == {"0000": 28.0 - 18.5}
 
 
+def test_the_worst_of_all_samples_and_restarts_is_apart_from_their_means() -> None:
+    adv = {(0, 0): 10.0, (0, 1): 30.0, (1, 0): 18.0, (1, 1): 19.0}
+    clean = {0: 27.0, 1: 24.0}
+    records = [make_record(restart=r, sample=s, psnr_adv=v, psnr_clean=clean[s]) for (r, s), v in adv.items()]
+    (cell,) = group_cells(records)
+    assert cell.draws == 2
+    assert cell.per_image("worst_psnr_adv") == {"0000": 10.0}
+    assert cell.per_image("worst_psnr_clean") == {"0000": 24.0}
+    (single,) = group_cells([make_record(restart=r) for r in range(3)])
+    assert single.draws == 1
+    assert single.per_image("worst_psnr_adv") == single.per_image("worst_psnr_clean") == {}
+
+
+def test_fused_outputs_take_the_worst_restart_where_they_are_attacked() -> None:
+    records = [
+        make_record(restart=r, sample=s, psnr_mean_output_adv=20.0 - r, psnr_mean_output_clean=29.0)
+        for r in range(2)
+        for s in range(3)
+    ]
+    (cell,) = group_cells(records)
+    assert cell.per_image("psnr_mean_output_adv") == {"0000": 19.0}
+    assert cell.per_image("psnr_mean_output_clean") == {"0000": 29.0}
+    assert cell.per_image("psnr_median_output_adv") == {}
+
+
 def test_costs_are_summed_over_restarts_and_counted_once_over_samples() -> None:
     records = [make_record(restart=r, sample=s, queries=100 + r) for r in range(2) for s in range(3)]
     (cell,) = group_cells(records)

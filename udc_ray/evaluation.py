@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,12 @@ from udc_ray.batching import micro_batches
 from udc_ray.data.base import Sample
 from udc_ray.metrics.perceptual import Perceptual, ShiftTolerant
 from udc_ray.metrics.protocols import Protocol
+from udc_ray.purifiers.base import Trace
 from udc_ray.purifiers.victim import Victim
 from udc_ray.tape import Tape
 from udc_ray.tasks import Task, get_task
+from udc_ray.tasks.base import NOT_FUSED, Fused, Yardstick
 from udc_ray.tasks.base import Reading as Reading  # others import it from here
-from udc_ray.tasks.base import Yardstick
 
 CONTROL_DRAWS = 4
 """Draws of random noise that the control is averaged over."""
@@ -33,6 +35,23 @@ class Control:
     norm: str
     sizes: tuple[float, ...]
     """One radius an image."""
+
+
+class Clock:
+    """Time that purifications took, by defence; two runs of the same spec differ in it."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+        self._images: Counter[str] = Counter()
+
+    def note(self, defence: str, seconds: Sequence[float]) -> None:
+        """Add purifications of single images behind a defence, by its label."""
+        self._seconds[defence] += math.fsum(seconds)  # type: ignore[assignment]  # counters hold floats as well
+        self._images[defence] += len(seconds)
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Images and their seconds in all, by defence."""
+        return {name: {"images": count, "seconds": self._seconds[name]} for name, count in self._images.items()}
 
 
 class Evaluator:
@@ -60,20 +79,24 @@ class Evaluator:
         self.task = get_task("restoration") if task is None else task
         self.yardstick = Yardstick(protocol=protocol, perceptual=perceptual, device=torch.device(device))
         self.executed: Counter[str] = Counter()
+        self.clock = Clock()
 
     def outputs(
         self, victim: Victim, image_ids: Sequence[str], images: Sequence[Tensor], tape: Tape
-    ) -> tuple[list[Tensor], int]:
-        """Unclamped outputs on the CPU, C x H x W each (K logits of a classifier), and denoiser calls per image."""
-        found: dict[int, Tensor] = {}
-        nfe = 0
+    ) -> tuple[list[Tensor], list[Trace]]:
+        """Unclamped outputs on the CPU, C x H x W each (K logits of a classifier), and what each purification cost.
+
+        Seconds are those of a full micro-batch, shared evenly by its slots.
+        """
+        found: dict[int, tuple[Tensor, Trace]] = {}
         for batch in micro_batches(image_ids, images, self.slots):
             row_tape = replace(tape, image_ids=batch.image_ids)
             output, trace = victim.evaluate(batch.x_BCHW.to(self.device), row_tape)
             self.executed[tape.stream] += batch.count
-            nfe = trace.nfe
-            found |= dict(zip(batch.where, output.cpu()[: batch.count], strict=True))
-        return [found[position] for position in range(len(images))], nfe
+            own = replace(trace, seconds=trace.seconds / self.slots)
+            found |= {where: (row, own) for where, row in zip(batch.where, output.cpu()[: batch.count], strict=True)}
+        ordered = [found[position] for position in range(len(images))]
+        return [output for output, _ in ordered], [trace for _, trace in ordered]
 
     def samples(self, victim: Victim, image_ids: Sequence[str], images: Sequence[Tensor]) -> list[list[Tensor]]:
         """Outputs of the `eval` draws: one list of images for every sample of the victim."""
@@ -84,12 +107,19 @@ class Evaluator:
     ) -> list[list[Reading]]:
         """Readings of `images`, by sample and then by image."""
         ids = [s.image_id for s in samples]
-        readings = []
-        for draw in range(victim.samples):
-            outputs, nfe = self.outputs(victim, ids, images, self._tape("eval", draw))
-            read = [self.task.read(o, r, self.yardstick) for o, r in zip(outputs, references, strict=True)]
-            readings.append([replace(reading, nfe=nfe) for reading in read])
-        return readings
+        draws = [self.outputs(victim, ids, images, self._tape("eval", draw)) for draw in range(victim.samples)]
+        fused = [NOT_FUSED] * len(samples)
+        if len(draws) > 1:
+            by_image = zip(*(outputs for outputs, _ in draws), strict=True)
+            fused = [self.task.fuse(o, r, self.protocol) for o, r in zip(by_image, references, strict=True)]
+        return [
+            [self._reading(*one) for one in zip(outputs, references, traces, fused, strict=True)]
+            for outputs, traces in draws
+        ]
+
+    def _reading(self, output: Tensor, reference: Tensor, trace: Trace, fused: Fused) -> Reading:
+        reading = self.task.read(output, reference, self.yardstick)
+        return replace(reading, nfe=trace.nfe, guide_calls=trace.auxiliary, purify_seconds=trace.seconds, fused=fused)
 
     def control(
         self, victim: Victim, samples: Sequence[Sample], references: Sequence[Tensor], control: Control

@@ -260,10 +260,14 @@ def _cell_id(entry: AttackEntry, defence: Defence, mode: str, model_and_data: st
 
 
 def _attack_labels(attacks: tuple[AttackEntry, ...]) -> list[str]:
-    names = [
-        a.name if a.attack.eps is None else f"{a.name} {a.attack.norm} {describe_eps(a.attack.eps)}" for a in attacks
-    ]
-    return distinguish(names, [a.attack for a in attacks])
+    return distinguish([_attack_name(a) for a in attacks], [a.attack for a in attacks])
+
+
+def _attack_name(entry: AttackEntry) -> str:
+    attack = entry.attack
+    name = str(getattr(attack, "title", entry.name))
+    name = name if attack.eps is None else f"{name} {attack.norm} {describe_eps(attack.eps)}"
+    return f"{name}, frozen noise" if getattr(attack, "frozen_noise", False) else name
 
 
 def _defence_labels(defences: tuple[Defence, ...]) -> list[str]:

@@ -39,10 +39,12 @@ _INTEGERS = [
     "queries_reexecuted",
     "queries_from_memory",
     "grad_evals",
+    "grad_dead_steps",
     "nfe",
+    "guide_calls",
     "retries",
 ]
-_BOOLEANS = ["success"]
+_BOOLEANS = ["success", "lost"]
 
 VOLATILE = ("seconds", "host", "retries", "queries_reexecuted")
 """Columns that may differ between two executions of the same run."""
@@ -55,6 +57,10 @@ class Record:
     Unknown is None, never 0. Restoration fills the PSNR, SSIM and LPIPS columns. Other tasks fill ``score_*``: for
     a classifier 1.0 where the class is found, so that their means are accuracies. Its `success` is known for
     images that it classified correctly before the attack.
+
+    A random victim is evaluated N times, one row each. ``psnr_mean_output_*`` and ``psnr_median_output_*`` belong to
+    all N together, the PSNR of the pixel by pixel mean or median of the N outputs: the same value in each of the N
+    rows, null unless N > 1. They measure another system than the single rows do, one that runs N times an image.
     """
 
     run_fingerprint: str
@@ -80,6 +86,10 @@ class Record:
     psnr_clean: float | None = None
     psnr_noise: float | None = None
     psnr_adv: float | None = None
+    psnr_mean_output_clean: float | None = None
+    psnr_mean_output_adv: float | None = None
+    psnr_median_output_clean: float | None = None
+    psnr_median_output_adv: float | None = None
     ssim_clean: float | None = None
     ssim_adv: float | None = None
     lpips_clean: float | None = None
@@ -94,10 +104,21 @@ class Record:
     queries_reexecuted: int | None = None
     queries_from_memory: int | None = None
     grad_evals: int | None = None
+    grad_zero_share: float | None = None
+    """Largest share, over the steps, of the gradient's values that were exactly 0 or not finite."""
+    grad_dead_steps: int | None = None
+    """Steps whose gradient was 0 everywhere, or not finite somewhere."""
+    loss_move: float | None = None
+    """Share of the whole rise of the best loss that came in the last ten steps."""
+    lost: bool | None = None
+    """Whether the attack returned another image than the best that it had seen."""
     nfe: int | None = None
+    guide_calls: int | None = None
+    """Calls of the network of a guide per purified image."""
     success: bool | None = None
     stop_reason: str = "error"
     seconds: float | None = None
+    """Of this image: its share of the attack and of the scoring."""
     host: str = ""
     retries: int = 0
     error: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udc_ray.attacks.threat import l2_norm, linf_norm
 from udc_ray.crafted import Crafted
@@ -64,8 +64,11 @@ class CellScores:
         host = self.host
         samples = [host.sample(item.image_id) for item in items]
         references = [host.reference(self.cell.defence, s.image_id, "truth") for s in samples]
-        adversarial = host.evaluator.read(self.victim, samples, [i.x_adv_CHW for i in items], references)
+        # The clean images first: what is slow once, as a first call on a GPU, is not in the time of a purification.
         clean = host.baselines.clean(self.cell.defence, self.victim, samples, references)
+        adversarial = host.evaluator.read(self.victim, samples, [i.x_adv_CHW for i in items], references)
+        if self.victim.purifier is not None:
+            host.evaluator.clock.note(self.cell.defence_label, [r.purify_seconds for row in adversarial for r in row])
         control = self._control(samples, items)
         noise = host.baselines.noise(self.cell.defence, self.victim, samples, references, control)
         degraded = host.evaluator.input_quality(samples)
@@ -92,7 +95,7 @@ class CellScores:
         sample = self.host.sample(item.image_id)
         delta = (item.x_adv_CHW.double() - sample.degraded)[None]
         has_truth = sample.truth is not None
-        columns = cell_columns(self.host.setup, self.cell) | self.task.columns(scores, has_truth)
+        columns = cell_columns(self.host.setup, self.cell) | self.task.columns(scores, has_truth) | _noticed(item)
         if item.allowed is not None:
             columns["budget"] = item.allowed
         return Record(
@@ -108,11 +111,25 @@ class CellScores:
             queries_from_memory=item.from_memory,
             grad_evals=item.grad_evals,
             nfe=scores.adversarial.nfe,
+            guide_calls=scores.adversarial.guide_calls,
             success=self.task.success(scores, has_truth, self.host.setup.spec.success),
             stop_reason=item.stop_reason,
             seconds=seconds,
             host=self.host.name,
         )
+
+
+def _noticed(item: Crafted) -> dict[str, Any]:
+    """The columns that tell how an attack by gradients went on its way."""
+    seen = item.diagnostics
+    if seen is None:
+        return {}
+    return {
+        "grad_zero_share": seen.zero_share,
+        "grad_dead_steps": seen.dead_steps,
+        "loss_move": seen.moved_last,
+        "lost": seen.lost,
+    }
 
 
 def _kept(host: Host, unit: Unit, crafted: list[Crafted], records: list[Record]) -> list[Adversarial]:

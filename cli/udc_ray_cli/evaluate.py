@@ -39,12 +39,20 @@ def evaluate(
     resume: Annotated[str | None, typer.Option(help="Go on with this run directory; needs no spec.")] = None,
     max_hours: Annotated[float | None, typer.Option(help="Begin no new work after so long.", min=0)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a check fails.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs, and do nothing.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Attack a restorer, defend it, attack the defence, and print what is left."""
     way = Way(in_process=in_process, cluster=cluster, address=address, detach=detach, shared=tuple(shared or ()))
     manner = Manner(
-        command="evaluate", way=way, out=out, resume=resume, max_hours=max_hours, strict=strict, as_json=as_json
+        command="evaluate",
+        way=way,
+        out=out,
+        resume=resume,
+        max_hours=max_hours,
+        strict=strict,
+        as_json=as_json,
+        dry_run=dry_run,
     )
     from udc_ray.config import build_spec
     from udc_ray.places import with_absolute_paths

@@ -24,9 +24,12 @@ LEVEL = 0.95
 CLAIM_SIZE = 8
 """Images below which no claim is made."""
 
-_WORST_IS_LOW = frozenset({"psnr_adv", "ssim_adv", "score_adv"})
+_WORST_IS_LOW = frozenset({"psnr_adv", "psnr_mean_output_adv", "psnr_median_output_adv", "ssim_adv", "score_adv"})
 _WORST_IS_HIGH = frozenset({"lpips_adv", "linf", "l2", "success"})
 _SPENT = frozenset({"queries", "queries_harness", "queries_reexecuted", "grad_evals", "seconds"})
+
+WORST_OF_N = {"worst_psnr_clean": "psnr_clean", "worst_psnr_adv": "psnr_adv"}
+"""Metrics that take the worst of the N fresh purifications of an image, and the columns that they read."""
 
 PerImage = dict[str, float]
 
@@ -143,6 +146,11 @@ class CellRecords:
         """Records of units that did not fail."""
         return tuple(r for r in self.records if r.error is None and r.stop_reason != "error")
 
+    @property
+    def draws(self) -> int:
+        """N: fresh purifications of an image that were evaluated; 1 where there is nothing random."""
+        return max((r.sample for r in self.measured), default=0) + 1
+
     def samples(self, column: str) -> dict[str, dict[int, list[float]]]:
         """Values of a column by image and restart, one a purification sample; unknown ones left out."""
         values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -156,10 +164,14 @@ class CellRecords:
         """One value per image.
 
         Mean over samples, then over restarts: the worst for what the attack did, the sum for what
-        it spent, the mean for what it had no part in. ``drop_psnr`` is psnr_clean - psnr_adv.
+        it spent, the mean for what it had no part in. ``drop_psnr`` is psnr_clean - psnr_adv;
+        ``worst_psnr_*`` is the worst of all samples and restarts, and nothing where there is one sample.
         """
         if column == "drop_psnr":
             return difference(self.per_image("psnr_clean"), self.per_image("psnr_adv"))
+        if column in WORST_OF_N:
+            found = self.samples(WORST_OF_N[column]) if self.draws > 1 else {}
+            return {image: min(map(min, restarts.values())) for image, restarts in found.items()}
         merged = {}
         for image, restarts in self.samples(column).items():
             means = [math.fsum(v) / len(v) for v in restarts.values()]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from udc_ray.checks.base import CheckResult
 from udc_ray.records import Record
 from udc_ray.report.campaign import BILL, Sends, build_campaign_summary
 from udc_ray.report.summary import Summary, build_summary
-from udc_ray.rundir import RunDirectory
+from udc_ray.rundir import ENVIRONMENT, RunDirectory
 from udc_ray.status import read_accounts
 
 
@@ -22,8 +23,26 @@ def summarise(run: RunDirectory, records: Sequence[Record], checks: Sequence[Che
     """
     spec = run.header.spec
     if not spec.campaign:
-        return build_summary(records, spec, checks)
+        return build_summary(records, spec, checks, purification_times(run.read_json(ENVIRONMENT)))
     return build_campaign_summary(records, run.curves(), spec, checks, Sends.of(read_accounts(run.storage)))
+
+
+def purification_times(environment: object) -> dict[str, float]:
+    """Seconds of one purification of one image by label of the defence, over all hosts and sessions of a run.
+
+    Args:
+        environment: environment.json, or None where there is none; what cannot be read counts as missing.
+    """
+    sessions = [environment, *environment.get("earlier", ())] if isinstance(environment, dict) else []
+    seconds: dict[str, float] = defaultdict(float)
+    images: dict[str, float] = defaultdict(float)
+    for session in sessions:
+        devices = session.get("devices") if isinstance(session, dict) else None
+        for facts in devices.values() if isinstance(devices, dict) else ():
+            for label, spent in facts.get("purified", {}).items():
+                seconds[label] += spent["seconds"]
+                images[label] += spent["images"]
+    return {label: seconds[label] / count for label, count in images.items() if count}
 
 
 def is_campaign(summary: Summary) -> bool:

@@ -13,7 +13,8 @@ from udc_ray.checks.base import CheckResult
 from udc_ray.labels import describe_eps
 from udc_ray.metrics.statistics import CLAIM_SIZE
 from udc_ray.report.campaign import BILL, MEDIAN, RESTRICTED, ROBUSTS, SUCCESS, TO_DROP
-from udc_ray.report.console import _attack_name, _check_lines, _grid, _number, _verdicts
+from udc_ray.report.cells import attack_name, grid, number
+from udc_ray.report.console import _check_lines, _verdicts
 from udc_ray.report.summary import Summary
 from udc_ray.report.table import Row
 from udc_ray.report.units import Units, units_of
@@ -173,8 +174,8 @@ class Damage:
         for place in places:
             table.add_column(place if isinstance(place, str) else f"{place} queries", no_wrap=True)
         for line in self.lines:
-            name = _attack_name({r.metric: r for r in line}, self.units)
-            table.add_row(name, *(self._number(self._at(line, place), place) for place in places))
+            name = attack_name({r.metric: r for r in line}, self.units)
+            table.add_row(name, *(self.number(self._at(line, place), place) for place in places))
         threats = {(line[0].norm, line[0].eps) for line in self.lines}
         for threat in dict.fromkeys((r.norm, r.eps) for r in self.robust if (r.norm, r.eps) in threats):
             table.add_section()
@@ -188,7 +189,7 @@ class Damage:
         last: Place = asked[-1] if asked and self.metric == self.units.attacked else FINAL
         at = {last if r.budget is None else r.budget: r for r in mine}
         name = Text(mine[-1].attack_label.replace("robust ", "robust: worst\nof all "), style="bold")
-        return [name, *(_number(at.get(place), units=self.units) for place in places)]
+        return [name, *(number(at.get(place), units=self.units) for place in places)]
 
     def _at(self, line: Line, place: Place) -> Row | None:
         if isinstance(place, str):
@@ -197,10 +198,10 @@ class Damage:
         control = place == max(self._budgets(self.lines)) and not self._budgets([line])
         return _row(line, self.metric) if control else _row(line, self.metric, place)
 
-    def _number(self, row: Row | None, place: Place) -> Text:
+    def number(self, row: Row | None, place: Place) -> Text:
         if self.metric in _DISTANCES and not isinstance(place, str):
             return _distance(row)
-        return _number(row, mark=True, units=self.units)
+        return number(row, mark=True, units=self.units)
 
     def _budgets(self, lines: Sequence[Line]) -> list[int]:
         return sorted({r.budget for line in lines for r in line if r.metric == self.metric and r.budget is not None})
@@ -226,7 +227,7 @@ def _cost(lines: Sequence[Line], units: Units) -> list[RenderableType]:
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         restricted = _row(line, RESTRICTED)
-        name = _attack_name({r.metric: r for r in line}, units)
+        name = attack_name({r.metric: r for r in line}, units)
         name.append(f"\nwithin {restricted.budget}" if restricted is not None else "", style="dim")
         success = _row(line, SUCCESS) or _row(line, f"{SUCCESS}_seen")
         numbers = [_share(success), _count(_row(line, MEDIAN), "never"), _count(restricted, "-")]
@@ -274,6 +275,6 @@ def _bill(summary: Summary) -> list[RenderableType]:
 
 def _untitled(headings: Sequence[str]) -> Table:
     """A grid whose title stands above it, where it is not broken to the width of a narrow table."""
-    table = _grid("", headings)
+    table = grid("", headings)
     table.title = None
     return table

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from udc_ray.checks.base import CheckResult
 from udc_ray.metrics.statistics import CLAIM_SIZE
+from udc_ray.report.cells import DAGGER, attack_name, footnotes, grid, number
+from udc_ray.report.defences_console import draws_tables, frontier_tables, purifier_lines
+from udc_ray.report.marks import UPPER_BOUND
 from udc_ray.report.summary import Summary
 from udc_ray.report.table import Row
-from udc_ray.report.units import DECIBELS, Units, units_of
+from udc_ray.report.units import Units, units_of
 
 Line = dict[str, Row]
 """The rows of one cell, by metric."""
@@ -22,11 +24,10 @@ Line = dict[str, Row]
 MODES_A_TABLE = 2
 """Gradient modes beside each other."""
 
-_NAMES = frozenset({"attack", "defence", "worst dB, image"})
-
-
-SHOWN_MESSAGES = 3
-"""Messages of one check that are printed when it did not fail."""
+_MODE_NAMES = {"bpda": "BPDA", "full-no-guide": "full-no-guide\n(gradient incomplete)"}
+_STYLES = {"fail": "bold red", "warn": "yellow", "info": "dim"}
+_SHOWN = {"warn": 3, "info": 1}
+"""Messages of one check that are printed; of failures all."""
 
 
 def render(summary: Summary, checks: Sequence[CheckResult], where: str = "") -> RenderableType:
@@ -41,8 +42,10 @@ def render(summary: Summary, checks: Sequence[CheckResult], where: str = "") -> 
     parts: list[RenderableType] = [_heading(summary, units)]
     for defense in dict.fromkeys(r.defense for r in summary.rows):
         for modes in _mode_groups(summary, defense):
-            parts += [_defence_table(summary, defense, modes, units), Text()]
-    parts += [_cost_table(summary, units), Text(), *_verdicts(summary), *_check_lines(checks, summary)]
+            parts += _defence_table(summary, defense, modes, units)
+        parts += draws_tables(summary, defense, units)
+    parts += [*frontier_tables(summary, units), *_cost_table(summary, units)]
+    parts += [*_verdicts(summary), *purifier_lines(summary, units), *_check_lines(checks, summary)]
     if where:
         parts += [Text(), Text(f"run: {where}", overflow="fold")]
     return Group(*parts)
@@ -81,32 +84,31 @@ def _mode_groups(summary: Summary, defense: str) -> list[list[str]]:
     return [modes[k : k + MODES_A_TABLE] for k in range(0, len(modes), MODES_A_TABLE)]
 
 
-def _defence_table(summary: Summary, defense: str, modes: Sequence[str], units: Units) -> Table:
+def _defence_table(summary: Summary, defense: str, modes: Sequence[str], units: Units) -> list[RenderableType]:
     """One table a defence: what no attack leaves, then the attack in every gradient mode."""
     alone = defense == "none"
     inputs = alone and units.of_inputs
     mine = [r for r in summary.rows if r.defense == defense]
     title = "Undefended" if alone else f"Defence: {defense}"
-    table = _grid(title, ["attack", *(["degraded"] if inputs else []), "clean" if alone else "purified clean"])
+    table = grid(title, ["attack", *(["degraded"] if inputs else []), "clean" if alone else "purified clean"])
     table.add_column("noise control", no_wrap=True)
     for name in (
-        ["attacked"]
-        if alone
-        else ["undefended", *(f"purified {mode.upper() if mode == 'bpda' else mode}" for mode in modes)]
+        ["attacked"] if alone else ["undefended", *(f"purified {_MODE_NAMES.get(mode, mode)}" for mode in modes)]
     ):
         table.add_column(name, no_wrap=True)
     cells, own = list(_cells(summary.rows).values()), list(_cells(mine).values())
     for key in dict.fromkeys(_entry(line, cells) for line in own):
         by_mode = {_head(x).grad_mode: x for x in own if _entry(x, cells) == key}
         first = next(iter(by_mode.values()))
-        content = [_attack_name(first, units), *([_number(first.get("psnr_degraded"))] if inputs else [])]
-        content += [_clean(units, first), _number(first.get(units.noise), units=units)]
+        content = [attack_name(first, units), *([number(first.get("psnr_degraded"))] if inputs else [])]
+        content += [_clean(units, first), number(first.get(units.noise), units=units)]
         if not alone:
             bare = next((x for x in cells if _head(x).defense == "none" and _entry(x, cells) == key), {})
             content.append(_attacked(units, bare))
         table.add_row(*content, *(_attacked(units, by_mode.get(mode, {})) for mode in modes))
     _add_robust(table, summary, (defense, modes), units)
-    return table
+    shown = [r for r in summary.rows if r.defense == "none" or (r.defense == defense and r.grad_mode in (*modes, None))]
+    return [table, *footnotes(any(r.upper_bound for r in shown))]
 
 
 def _entry(line: Line, cells: Sequence[Line]) -> tuple[object, ...]:
@@ -131,70 +133,45 @@ def _add_robust(table: Table, summary: Summary, what: tuple[str, Sequence[str]],
         bare = next((r for r in robust if r.defense == "none" and (r.norm, r.eps) == threat), None)
         name = Text(next(iter(mine.values())).attack_label.replace("robust ", "robust: worst\nof all "), style="bold")
         blank = [Text()] * (3 if defense == "none" and units.of_inputs else 2)
-        undefended = [] if defense == "none" else [_number(bare, units=units)]
+        undefended = [] if defense == "none" else [number(bare, units=units)]
         any_mode = mine.get(None)
         if any_mode is not None:
             name.append(f"\nany mode {units.show(any_mode.mean)}{'!' if any_mode.failed_checks else ''}")
+            name.append(DAGGER if any_mode.upper_bound else "")
         table.add_section()
-        table.add_row(name, *blank, *undefended, *(_number(mine.get(mode), units=units) for mode in modes))
-
-
-def _attack_name(line: Line, units: Units = DECIBELS) -> Text:
-    head = _head(line)
-    text = Text(head.attack or "", style="bold")
-    rest = head.attack_label.removeprefix(head.attack or "").strip()
-    text.append(f"\n{rest or head.norm}", style="not bold")
-    short = [row for row in line.values() if row.metric == units.attacked and row.n < row.of]
-    if short:
-        text.append(f"\n{short[0].n} of {short[0].of} images", style="red")
-    return text
+        table.add_row(name, *blank, *undefended, *(number(mine.get(mode), units=units) for mode in modes))
 
 
 def _clean(units: Units, line: Line) -> Text:
     beside = line.get(units.beside[0]) if units.beside else None
-    return _number(line.get(units.clean), beside, units=units)
+    return number(line.get(units.clean), beside, units=units)
 
 
 def _attacked(units: Units, line: Line) -> Text:
     beside = line.get(units.beside[1]) if units.beside else None
-    return _number(line.get(units.attacked), beside, mark=True, units=units)
+    return number(line.get(units.attacked), beside, mark=True, units=units)
 
 
-def _number(row: Row | None, second: Row | None = None, *, mark: bool = False, units: Units = DECIBELS) -> Text:
-    if row is None:
-        return Text("-", style="dim")
-    text = Text(units.show(row.mean))
-    if row.failed_checks and (mark or row.metric == units.robust):
-        text.append("!", style="bold red")
-    if second is not None and second.mean is not None:
-        text.append(f"  {second.mean:.3f}")
-    text.append(f"\n{units.interval(row.ci_low, row.ci_high)}", style="dim")
-    if second is not None and second.ci_low is not None:
-        text.append(f"\n{_interval(second, 3)}", style="dim")
-    return text
-
-
-def _interval(row: Row, digits: int) -> str:
-    if row.ci_low is None or row.ci_high is None:
-        return "no interval"
-    return f"[{row.ci_low:.{digits}f},{row.ci_high:.{digits}f}]"
-
-
-def _cost_table(summary: Summary, units: Units) -> Table:
-    """One line a cell: how far the attack went, on which image, at which price."""
+def _cost_table(summary: Summary, units: Units) -> list[RenderableType]:
+    """One line a cell: how far the attack went, on which image, at which price; a dagger is about its numbers."""
     worst = ["worst dB, image"] if units.single_images else []
-    table = _grid("Damage and cost", ["attack", "defence", units.drop_heading, *worst])
+    table = grid("Damage and cost", ["attack", "defence", units.drop_heading, *worst])
     for heading in ("harmed", "queries", "grads", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in _cells(summary.rows).values():
         head = _head(line)
-        shield = head.label.partition(" | ")[2] or f"{head.defense} {head.grad_mode}"
+        shield = _marked(head.label.partition(" | ")[2] or f"{head.defense} {head.grad_mode}", line.get(units.drop))
         image = [_worst(line[units.attacked])] if worst else []
         table.add_row(head.attack_label, shield, _drop(units, line.get(units.drop)), *image, *_prices(line))
-    for row in (r for r in summary.rows if r.metric == units.robust and worst):
-        shield = row.label.partition(" | ")[2]
+    for row in _whole(summary, units) if worst else ():
+        shield = _marked(row.label.partition(" | ")[2], row)
         table.add_row(row.attack_label, shield, Text("-", style="dim"), _worst(row), "", "", "", "", style="bold")
-    return table
+    bound = any(r.upper_bound for r in summary.rows if r.metric in (units.drop, units.robust))
+    return [table, *footnotes(bound)]
+
+
+def _marked(name: str, row: Row | None) -> Text:
+    return Text(name).append(DAGGER if row is not None and row.upper_bound else "", style="yellow")
 
 
 def _drop(units: Units, row: Row | None) -> Text:
@@ -223,10 +200,10 @@ def _prices(line: Line) -> list[str]:
 
 
 def _verdicts(summary: Summary) -> list[RenderableType]:
-    """One sentence a defence and threat, where there are images enough for one."""
+    """One sentence a defence and threat, over all its gradient modes, where there are images enough for one."""
     units, sentences = units_of(summary.objective), list[RenderableType]()
-    for row in summary.rows:
-        if row.metric != units.robust or row.mean is None or row.n < CLAIM_SIZE:
+    for row in _whole(summary, units):
+        if row.mean is None or row.n < CLAIM_SIZE:
             continue
         name = (
             "the undefended model"
@@ -235,11 +212,19 @@ def _verdicts(summary: Summary) -> list[RenderableType]:
         )
         kept = f"{units.show(row.mean)}{units.unit} {units.interval(row.ci_low, row.ci_high)}"
         text = Text(f"Under {row.norm} {row.attack_label.split()[-1]} {name} keeps {kept}")
-        text.append(f" in the worst of the attacks that were run ({row.n} images).")
+        text.append(f" in the worst of the attacks that were run ({row.n} images")
+        text.append(f"; {UPPER_BOUND})." if row.upper_bound else ").")
         if row.failed_checks:
             text.append(f" Not to be believed: {', '.join(row.failed_checks)} failed.", style="red")
         sentences.append(text)
     return [*sentences, Text()] if sentences else []
+
+
+def _whole(summary: Summary, units: Units) -> list[Row]:
+    """The worst over all gradient modes of every defence and threat."""
+    robust = [r for r in summary.rows if r.metric == units.robust]
+    over_all = {(r.defense, r.norm, r.eps, r.budget) for r in robust if r.grad_mode is None}
+    return [r for r in robust if r.grad_mode is None or (r.defense, r.norm, r.eps, r.budget) not in over_all]
 
 
 def _check_lines(checks: Sequence[CheckResult], summary: Summary) -> list[RenderableType]:
@@ -250,40 +235,41 @@ def _check_lines(checks: Sequence[CheckResult], summary: Summary) -> list[Render
     tally = ", ".join(f"{counts[v]} {v}" for v in ("pass", "warn", "fail", "info") if counts[v])
     lines: list[RenderableType] = [Text(f"Checks: {tally}", style="bold")]
     labels = {row.cell: row.label for row in summary.rows if row.cell is not None}
-    for verdict, style in (("fail", "bold red"), ("warn", "yellow"), ("info", "dim")):
+    for verdict in _STYLES:
         groups: dict[tuple[str, str], list[str]] = {}
         for check in (c for c in checks if c.verdict == verdict):
             where = labels.get(check.cell, check.cell) if check.cell else None
             groups.setdefault((check.check, check.message), []).extend([where] if where else [])
-        lines += _joined(groups, verdict, style)
+        lines += _joined(groups, verdict)
     return lines
 
 
-def _joined(groups: dict[tuple[str, str], list[str]], verdict: str, style: str) -> list[RenderableType]:
+def _joined(groups: dict[tuple[str, str], list[str]], verdict: str) -> list[RenderableType]:
     """Every failure; of the other verdicts a few messages of each check, as checks.json has them all."""
     lines: list[RenderableType] = []
+    alike: dict[str, list[str]] = {}
     for check in dict.fromkeys(name for name, _ in groups):
         mine = [(key, cells) for key, cells in groups.items() if key[0] == check]
-        shown = mine if verdict == "fail" else mine[:SHOWN_MESSAGES]
-        lines += [_check_line(verdict, style, key, cells) for key, cells in shown]
+        if verdict == "info" and len(mine) == 1 and not mine[0][1]:
+            alike.setdefault(mine[0][0][1], []).append(check)  # what several checks say alike is said once
+            continue
+        shown = mine[: _SHOWN.get(verdict)]
+        lines += [_check_line(verdict, key, cells) for key, cells in shown]
         if len(mine) > len(shown):
-            more = f"{len(mine) - len(shown)} more like this in checks.json"
-            lines.append(_check_line(verdict, style, (check, more), ()))
-    return lines
+            lines.append(_check_line(verdict, (check, f"{len(mine) - len(shown)} more like this in checks.json"), ()))
+    return lines + [_check_line("info", (_numbers(names), message), ()) for message, names in alike.items()]
 
 
-def _check_line(verdict: str, style: str, key: tuple[str, str], cells: Sequence[str]) -> RenderableType:
+def _numbers(names: Sequence[str]) -> str:
+    """The name of a check, or the numbers of several."""
+    return names[0] if len(names) == 1 else ", ".join(name.partition("-")[0] for name in names)
+
+
+def _check_line(verdict: str, key: tuple[str, str], cells: Sequence[str]) -> RenderableType:
     mark = "!" if verdict == "fail" else " "
     who = f"{cells[0]}" if len(cells) == 1 else f"{len(cells)} cells"
     line = Table.grid(padding=(0, 1))
-    line.add_row(Text(f"{mark} {verdict}", style=style), Text(key[0]), Text(f"{who}: {key[1]}" if cells else key[1]))
+    line.add_row(
+        Text(f"{mark} {verdict}", style=_STYLES[verdict]), Text(key[0]), Text(f"{who}: {key[1]}" if cells else key[1])
+    )
     return line
-
-
-def _grid(title: str, headings: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, 1, 0, 0)
-    for heading in headings:
-        # Names may break, numbers may not.
-        table.add_column(heading, overflow="fold", no_wrap=heading not in _NAMES)
-    return table

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from udc_ray.checks.base import CheckResult
 from udc_ray.errors import RunDirectoryError
 from udc_ray.records import SCHEMA_VERSION, Record
+from udc_ray.report.accounts import make_accounts
 from udc_ray.report.table import Row, make_rows
 from udc_ray.spec import RunSpec
 
@@ -24,7 +25,7 @@ class Summary:
         model, data, objective, protocol: as recorded; the objective tells what for the model is.
         seed: the run's seed.
         images: number of images that were asked for.
-        rows: one a cell and metric, in the order of printing.
+        rows: one a cell and metric, in the order of printing; behind them those of whole defences.
     """
 
     fingerprint: str
@@ -62,13 +63,19 @@ def dumps(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def build_summary(records: Sequence[Record], spec: RunSpec, checks: Sequence[CheckResult] = ()) -> Summary:
+def build_summary(
+    records: Sequence[Record],
+    spec: RunSpec,
+    checks: Sequence[CheckResult] = (),
+    times: Mapping[str, float] | None = None,
+) -> Summary:
     """Summarise a run; the same records give the same summary, in any order.
 
     Args:
         records: the run's records, those of failed units included; at least one.
         spec: gives the seed, and the order of attacks and defences.
         checks: mark the numbers of the cells that failed one.
+        times: seconds of one purification, by label of the defence; None where nothing was measured.
     """
     if not records:
         raise RunDirectoryError("the run has no results yet", "no unit has finished", "resume the run first")
@@ -82,7 +89,10 @@ def build_summary(records: Sequence[Record], spec: RunSpec, checks: Sequence[Che
         protocol=head.protocol,
         seed=spec.seed,
         images=len({r.image_id for r in ordered}),
-        rows=tuple(make_rows(ordered, spec, checks)),
+        rows=(
+            *make_rows(ordered, spec, checks),
+            *(() if spec.campaign else make_accounts(ordered, spec, checks, times)),
+        ),
     )
 
 

@@ -19,6 +19,18 @@ from udc_ray.probe import Network
 from udc_ray.spec import RunSpec, Success
 
 
+class Fused(NamedTuple):
+    """PSNR in dB of what N outputs for one image make together; None where there are no N > 1 images."""
+
+    mean: float | None = None
+    """Of the pixel by pixel mean."""
+    median: float | None = None
+    """Of the pixel by pixel median."""
+
+
+NOT_FUSED = Fused()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """Quality of one output against its reference; None where it is not defined.
@@ -29,6 +41,9 @@ class Reading:
         lpips: perceptual distance, 0 for equal images.
         score: of other tasks than restoration, larger is better; 1.0 or 0.0 for a class found or missed.
         nfe: calls of the denoiser.
+        guide_calls: calls of the network of a guide.
+        purify_seconds: of the purification of this image.
+        fused: of all the draws of a random victim together.
     """
 
     psnr: float | None
@@ -36,6 +51,9 @@ class Reading:
     lpips: float | None = None
     nfe: int = 0
     score: float | None = None
+    guide_calls: int = 0
+    purify_seconds: float = 0.0
+    fused: Fused = NOT_FUSED
 
 
 class Goal(NamedTuple):
@@ -154,6 +172,10 @@ class Task(Protocol):
 
     def read(self, output: Tensor, reference: Tensor, yardstick: Yardstick) -> Reading:
         """Quality of one output."""
+        ...
+
+    def fuse(self, outputs: Sequence[Tensor], reference: Tensor, metrics: Metrics) -> Fused:
+        """Quality of what the outputs of all draws for one image make together, more than one."""
         ...
 
     def noise(self, output: Tensor, reference: Tensor, metrics: Metrics) -> float:

@@ -20,7 +20,7 @@ from udc_ray.metrics.protocols import Protocol
 from udc_ray.models.base import Descriptor, TaskName
 from udc_ray.probe import Network
 from udc_ray.spec import RunSpec, Success
-from udc_ray.tasks.base import Goal, Reading, Scores, Yardstick
+from udc_ray.tasks.base import NOT_FUSED, Fused, Goal, Reading, Scores, Yardstick
 
 MISSED = 0.0
 """Margin from which on the class is missed; a tie is missed, so that a model with equal logits finds nothing."""
@@ -79,6 +79,10 @@ class Classification:
 
     def read(self, output: Tensor, reference: Tensor, yardstick: Yardstick) -> Reading:
         return Reading(psnr=None, ssim=None, score=_found(output, reference))
+
+    def fuse(self, outputs: Sequence[Tensor], reference: Tensor, metrics: Protocol) -> Fused:
+        """A mean of images means nothing for classes."""
+        return NOT_FUSED
 
     def noise(self, output: Tensor, reference: Tensor, metrics: Protocol) -> float:
         return _found(output, reference)

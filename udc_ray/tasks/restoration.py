@@ -18,7 +18,7 @@ from udc_ray.metrics.protocols import Doubles, Protocol
 from udc_ray.models.base import Descriptor, TaskName
 from udc_ray.probe import Network
 from udc_ray.spec import RunSpec, Success
-from udc_ray.tasks.base import Goal, Reading, Scores, Yardstick
+from udc_ray.tasks.base import Fused, Goal, Reading, Scores, Yardstick
 
 
 class Restoration:
@@ -70,6 +70,15 @@ class Restoration:
         ssim = yardstick.protocol.ssim(output[None], reference[None])[0]
         return Reading(psnr=psnr, ssim=ssim, lpips=_lpips(output, reference, yardstick))
 
+    def fuse(self, outputs: Sequence[Tensor], reference: Tensor, metrics: Protocol) -> Fused:
+        """Of the images as they would be stored, so that the error of the mean is at most the mean error."""
+        shown = torch.stack([output.double().clamp(0, 1) for output in outputs])
+        ordered, middle = shown.sort(dim=0).values, len(outputs) // 2
+        # of an even number the two middle ones count alike
+        median_CHW = (ordered[-middle - 1] + ordered[middle]) / 2
+        mean, median = (metrics.psnr(image, reference)[0] for image in (shown.mean(dim=0), median_CHW))
+        return Fused(mean=mean, median=median)
+
     def noise(self, output: Tensor, reference: Tensor, metrics: Protocol) -> float:
         return metrics.psnr(output[None], reference[None])[0]
 
@@ -86,6 +95,10 @@ class Restoration:
             "psnr_clean": clean.psnr if has_truth else None,
             "psnr_noise": scores.noise,
             "psnr_adv": adversarial.psnr,
+            "psnr_mean_output_clean": clean.fused.mean if has_truth else None,
+            "psnr_mean_output_adv": adversarial.fused.mean,
+            "psnr_median_output_clean": clean.fused.median if has_truth else None,
+            "psnr_median_output_adv": adversarial.fused.median,
             "ssim_clean": clean.ssim if has_truth else None,
             "ssim_adv": adversarial.ssim,
             "lpips_clean": clean.lpips if has_truth else None,
