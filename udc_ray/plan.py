@@ -264,10 +264,8 @@ def _attack_labels(attacks: tuple[AttackEntry, ...]) -> list[str]:
 
 
 def _attack_name(entry: AttackEntry) -> str:
-    attack = entry.attack
-    name = str(getattr(attack, "title", entry.name))
-    name = name if attack.eps is None else f"{name} {attack.norm} {describe_eps(attack.eps)}"
-    return f"{name}, frozen noise" if getattr(attack, "frozen_noise", False) else name
+    name = f"{entry.name} {entry.attack.bound}".strip()
+    return f"{name}, frozen noise" if getattr(entry.attack, "frozen_noise", False) else name
 
 
 def _defence_labels(defences: tuple[Defence, ...]) -> list[str]:

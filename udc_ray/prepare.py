@@ -206,6 +206,7 @@ def _check_judges(spec: RunSpec, plan: Plan, shapes: tuple[tuple[int, int, int],
         task.check_shape(get_protocol(spec.protocol), shape)
         for entry in plan.attacks:
             get_objective(entry.attack.objective or spec.objective).check(*shape)
+            entry.attack.check_shape(*shape)
 
 
 def _notes(spec: RunSpec, shapes: tuple[tuple[int, int, int], ...], task: Task) -> tuple[str, ...]:

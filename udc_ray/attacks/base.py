@@ -14,6 +14,7 @@ from udc_ray.attacks.diagnostics import Diagnostics
 from udc_ray.attacks.objectives import Objective
 from udc_ray.attacks.threat import Depth, Norm, Threat
 from udc_ray.batching import Rows, packed
+from udc_ray.labels import describe_eps
 from udc_ray.params import Amount, Params
 from udc_ray.purifiers.victim import Victim
 from udc_ray.tape import Tape
@@ -62,6 +63,15 @@ class Attack(Params):
     def threat(self) -> Threat:
         """Ball, box and storage depth of this attack."""
         return Threat(norm=self.norm, eps=self.eps, depth=self.depth)
+
+    @property
+    def bound(self) -> str:
+        """What bounds it, for people; nothing for a minimum-norm attack."""
+        return "" if self.eps is None else f"{self.norm} {describe_eps(self.eps)}"
+
+    def check_shape(self, channels: int, height: int, width: int) -> None:
+        """Refuse images that it is not defined for with a DataError; most take all."""
+        return
 
     @property
     def passes(self) -> int:
