@@ -33,9 +33,9 @@ def test_the_default_preset_is_the_default_run_of_the_readme() -> None:
     assert [e.params["steps"] for e in spec.attacks[2:5]] == [10, 10, 10]
     assert names(spec.defenses) == ["none", "jpeg", "ddim"]
     assert spec.defenses[2].params == {"steps": 3, "sigma": 25}
-    assert all(d.grad_mode == ("blind", "bpda") for d in spec.defenses[1:])
+    assert [d.grad_mode for d in spec.defenses[1:]] == [("blind", "bpda"), ("blind", "full")]
     adaptive = [e.name for e in spec.attacks if e.grad_mode is None and e.name not in {"noise", "square", "simba"}]
-    assert adaptive == ["pgd", "pgd"]
+    assert adaptive == ["pgd"], "the others are made on the bare model, or take the defence for the identity"
 
 
 def test_the_paper_preset_says_what_the_paper_prints() -> None:
@@ -59,7 +59,8 @@ def test_the_full_preset_has_every_attack_and_every_defence() -> None:
 
     spec = build_spec(preset="full")
     assert set(names(spec.attacks)) == set(ATTACKS)
-    assert set(names(spec.defenses)) == {"none", *PURIFIERS}
+    # the control that is known to be broken fails checks on purpose; it is asked for by name
+    assert set(names(spec.defenses)) == {"none", *PURIFIERS} - {"broken-control"}
     assert spec.limit == 12
 
 

@@ -175,7 +175,10 @@ def test_rows_are_accuracies(run: tuple[Prepared, list[Record]]) -> None:
 def test_checks_are_made_on_accuracies(run: tuple[Prepared, list[Record]]) -> None:
     made, records = run
     found = {(c.check, c.verdict) for c in run_checks(records, made.setup.spec)}
-    assert not [check for check, verdict in found if verdict in ("fail", "warn")]
+    assert not [check for check, verdict in found if verdict == "fail"]
+    # a short run of one attack from one start: said, and no fault of the task
+    thin = {"16-converged", "19-restarts", "20-losses", "28-beyond-lp"}
+    assert {check for check, verdict in found if verdict == "warn"} <= thin
     assert {("14-adaptive-noise", "pass"), ("22-breakable", "pass"), ("13-white-box", "pass")} <= found
 
 

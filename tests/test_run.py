@@ -101,6 +101,7 @@ def test_a_complete_run_leaves_every_file(tmp_path: Path) -> None:
         "results.parquet",
         "checks.json",
         "summary.json",
+        "report.html",
     }
     assert len(list((out / "parts").iterdir())) == len(list((out / "artifacts").iterdir())) == 2
 

@@ -119,7 +119,7 @@ def test_the_table_and_the_document_say_the_same(run: Path, capsys: pytest.Captu
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
     for part in ("at work", f"{ASKED} queries asked", "node7:4242", "job job-1", "square linf 8/255 | none", "2 of 2"):
-        assert part in text, part
+        assert part in " ".join(text.split()), part  # a long path wraps its line
 
 
 def test_what_a_stopped_run_has_left_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
