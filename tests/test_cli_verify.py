@@ -18,7 +18,7 @@ APP.command("verify")(verify)
 
 
 def call(*words: str | Path) -> Result:
-    return CliRunner().invoke(APP, [str(word) for word in words], env={"COLUMNS": "100"})
+    return CliRunner().invoke(APP, [str(word) for word in words])
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ def test_any_range_is_one_prior_of_images(
     images = GaussianPrior(mean, deviation, wrapped.schedule, "epsilon")
     torch.testing.assert_close(wrapped(noisy(), t), images(noisy(), t), rtol=1e-8, atol=1e-8)
     noise = math.sqrt((1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t])  # in the numbers of the network
-    assert wrapped.schedule.sigma(t) == pytest.approx(noise / half * LEVELS_PER_UNIT, rel=1e-9)
+    # the table holds abar, and 1 - abar of a wide range keeps eight digits of it
+    assert wrapped.schedule.sigma(t) == pytest.approx(noise / half * LEVELS_PER_UNIT, rel=1e-7)
 
 
 def test_the_same_sigma_is_another_time_of_a_network_of_zero_to_one() -> None:

@@ -82,7 +82,7 @@ def test_growth(most: int | None, ready: int, pending: int, waiting: int, asked:
 
 def test_none_of_it_is_in_the_fingerprint() -> None:
     asked = {"hosts": 9, "max_hosts": 12, "host_gpus": 0.5, "host_cpus": 3, "silence_minutes": 2, "memory": True}
-    asked |= dict.fromkeys(("max_queries", "max_queries_per_cell", "max_queries_per_target"), 7)
+    asked |= dict.fromkeys(("max_queries", "max_queries_per_cell", "max_queries_per_target", "resubmissions"), 7)
     assert set(asked) | {"micro_batch", "threads", "chunk", "save", "device"} == set(RunSettings.model_fields)
     assert fingerprint(parse_spec({**SPEC, "run": asked}), {}, "cpu") == fingerprint(parse_spec(SPEC), {}, "cpu")
 
