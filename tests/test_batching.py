@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from udc_ray.batching import micro_batches, stack
+from udc_ray.batching import micro_batches, packed, stack
 
 SHAPES = [(3, 4, 4), (3, 4, 6), (3, 6, 4), (4, 4, 4)]
 
@@ -46,3 +46,15 @@ def test_images_of_one_shape_fill_the_fewest_batches(count: int, slots: int) -> 
 def test_empty_slots_hold_the_first_image() -> None:
     first, second = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
     assert stack([first, second], 4).mean(dim=(1, 2, 3)).tolist() == [0, 1, 0, 0]
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.integers(1, 8))
+def test_draws_fill_every_batch_but_the_last_in_their_order(images: int, draws: int, slots: int) -> None:
+    batches = list(packed(images, draws, slots))
+    assert len(batches) == -(-images * draws // slots)
+    assert [b.count for b in batches[:-1]] == [slots] * (len(batches) - 1)
+    assert all(len(b.images) == len(b.draws) == slots for b in batches)
+    real = [(i, d) for b in batches for i, d in zip(b.images[: b.count], b.draws[: b.count], strict=True)]
+    assert sorted(real) == [(i, d) for i in range(images) for d in range(draws)]
+    for image in range(images):
+        assert [d for i, d in real if i == image] == list(range(draws))
