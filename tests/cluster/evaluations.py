@@ -148,19 +148,22 @@ def parts(run: Path) -> dict[str, int]:
 def summary(text: str) -> dict[str, Any]:
     """A summary without the rows that tell seconds."""
     document: dict[str, Any] = json.loads(text)
-    return document | {"rows": [row for row in document["rows"] if row["metric"] != "seconds"]}
+    timed = {"seconds", "purify_seconds"}
+    return document | {"rows": [row for row in document["rows"] if row["metric"] not in timed]}
 
 
 def printed(report: str) -> list[str]:
-    """The lines of a printed report without the column of seconds, the width of columns, and the run's path."""
-    lines, timed = [], False
+    """The words of a printed report without times, the width of columns, where lines break, and the run's path."""
+    lines, timed = [], ""
     for line in report.splitlines():
         if line.startswith("run: "):
             continue
         words = re.sub("─+", "─", " ".join(line.split()))
         if words.endswith(" sec"):
-            timed = True
+            timed = r" \d+\.\d+$"
+        elif words.startswith("defence NFE guide ms"):
+            timed = r"(?<= \d) [\d.]+(?= \d+\.\d+ )"  # the milliseconds stand between calls and quality
         elif not words:
-            timed = False
-        lines.append(re.sub(r" \d+\.\d+$", "", words) if timed else words)
-    return [line for line in lines if line]
+            timed = ""
+        lines.append(re.sub(timed, "", words, count=1) if timed else words)
+    return re.sub(r"[\d.]+ (ms an|s per) image", r"\1 image", " ".join(lines)).split()
