@@ -162,8 +162,8 @@ def printed(report: str) -> list[str]:
         if words.endswith(" sec"):
             timed = r" \d+\.\d+$"
         elif words.startswith("defence NFE guide ms"):
-            timed = r"(?<= \d) [\d.]+(?= \d+\.\d+ )"  # the milliseconds stand between calls and quality
+            timed = r"(?<=\d \d) ([\d.]+|-)(?= )"  # the milliseconds stand behind the calls of two networks
         elif not words:
             timed = ""
         lines.append(re.sub(timed, "", words, count=1) if timed else words)
-    return re.sub(r"[\d.]+ (ms an|s per) image", r"\1 image", " ".join(lines)).split()
+    return re.sub(r",? [\d.]+ (ms an|s per) image", "", " ".join(lines)).split()
